@@ -1,0 +1,77 @@
+"""Axis names, and meshes of real, virtual and abstract devices.
+
+Every mesh has explicit axis types: the sharding of an array is part of its type, and a layer that
+would need a silent reshard fails while it is traced.
+"""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from pathways_lm.config import MeshConfig
+from pathways_lm.errors import ConfigError
+
+DATA = "data"
+TENSOR = "tensor"
+AXES = (DATA, TENSOR)
+
+
+def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
+    sizes = {DATA: config.data, TENSOR: config.tensor}
+    given = int(np.prod([size for size in sizes.values() if size != -1]))
+    shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    if given > num_devices:
+        raise ConfigError(f"{shape} needs {given} devices; there are {num_devices}")
+    if -1 in sizes.values():
+        if num_devices % given:
+            raise ConfigError(f"{shape} cannot fill {num_devices} devices: {num_devices} is not a multiple of {given}")
+        sizes = {axis: num_devices // given if size == -1 else size for axis, size in sizes.items()}
+    return tuple(sizes.values())
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over this program's devices; over the first ones where the config asks for fewer."""
+    shape = axis_sizes(config, jax.device_count())
+    needed = int(np.prod(shape))
+    if needed < jax.device_count() and jax.process_count() > 1:
+        raise ConfigError(f"the mesh takes {needed} of {jax.device_count()} devices; with several processes it must take all")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=jax.devices()[:needed])
+
+
+def abstract_mesh(config: MeshConfig, num_devices: int = 1) -> AbstractMesh:
+    """A mesh without devices, for shapes and counts."""
+    return AbstractMesh(axis_sizes(config, num_devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def join_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Connects the processes of one program, before any device is touched.
+
+    From the flags where they are given; otherwise from what Slurm, Kubernetes or Cloud TPU sets,
+    which JAX reads itself. Does nothing in a program of one process.
+    """
+    flags = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given and len(given) < len(flags):
+        missing = ", ".join(flag for flag in flags if flag not in given)
+        raise ConfigError(f"{', '.join(given)} also needs {missing}")
+    if given:
+        assert num_processes is not None and process_id is not None
+        if not 0 <= process_id < num_processes:
+            raise ConfigError(f"--process-id {process_id} must be from 0 to {num_processes - 1}")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif launched_as_several(environment):
+        jax.distributed.initialize()
+
+
+def launched_as_several(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster's environment says that this process is one of several."""
+    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment
+    kubernetes = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    cloud_tpu = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    return slurm or kubernetes or cloud_tpu

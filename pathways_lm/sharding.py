@@ -1,0 +1,109 @@
+"""How the named dimensions of arrays lie on the mesh.
+
+Layers name dimensions (`'batch'`, `'embed'`, `'heads'`) and a frozen `Rules` value says which mesh
+axes each is cut along. Two kinds of names are told apart: `'embed'` is the model dimension of a
+*parameter*, `'residual'` the model dimension of the *activations* between blocks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from pathways_lm.config import Experiment
+from pathways_lm.errors import ConfigError, nearest
+from pathways_lm.mesh import DATA, TENSOR
+
+Axes = tuple[str, ...]
+
+PRESETS: Mapping[str, Mapping[str, Axes]] = {
+    # PaLM section 4, GSPMD's "2D finalized": parameters over both axes, gathered over data when used;
+    # activations between blocks over both axes, gathered over tensor inside a block.
+    "palm_2d": {
+        "batch": (DATA,),
+        "residual": (TENSOR,),
+        "embed": (DATA,),
+        "heads": (TENSOR,),
+        "mlp": (TENSOR,),
+        "vocab": (TENSOR,),
+    },
+    # ZeRO stage 3: every device has its own sequences and a slice of each parameter.
+    "fsdp": {"batch": (DATA, TENSOR), "embed": (DATA, TENSOR)},
+    # Megatron-LM (arXiv:1909.08053, section 3): parameters cut by heads and columns, activations
+    # between blocks whole.
+    "tensor_parallel": {"batch": (DATA,), "heads": (TENSOR,), "mlp": (TENSOR,), "vocab": (TENSOR,)},
+}
+
+NAMES = frozenset({"batch", "length", "residual", "embed", "heads", "head_dim", "mlp", "vocab", "norm", "layers"})
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Dimension names to shardings on one mesh. Hashable, so that modules hold it as a static value."""
+
+    mesh: Mesh | AbstractMesh
+    table: tuple[tuple[str, Axes], ...]
+
+    def __post_init__(self) -> None:
+        for name, axes in self.table:
+            if name not in NAMES:
+                raise ConfigError(f"sharding rules name no dimension '{name}'{nearest(name, NAMES)}")
+            for axis in axes:
+                if axis not in self.mesh.axis_names:
+                    raise ConfigError(f"sharding rules put '{name}' on axis '{axis}'{nearest(axis, self.mesh.axis_names)}")
+
+    def __call__(self, *names: str | None) -> NamedSharding:
+        """The sharding of an array with these dimensions; None is a dimension kept whole.
+
+        Raises ConfigError for an unknown name, and for two dimensions on one mesh axis.
+        """
+        table = dict(self.table)
+        taken: dict[str, str] = {}
+        entries: list[None | str | Axes] = []
+        for name in names:
+            if name is None:
+                entries.append(None)
+                continue
+            if name not in NAMES:
+                raise ConfigError(f"no dimension '{name}'{nearest(name, NAMES)}")
+            axes = table.get(name, ())
+            for axis in axes:
+                if axis in taken:
+                    raise ConfigError(f"dimensions '{taken[axis]}' and '{name}' of one array both lie on mesh axis '{axis}'")
+                taken[axis] = name
+            entries.append(axes[0] if len(axes) == 1 else axes or None)
+        return NamedSharding(self.mesh, PartitionSpec(*entries))
+
+    def parts(self, name: str) -> int:
+        """Into how many parts a dimension is cut."""
+        size = 1
+        for axis in dict(self.table).get(name, ()):
+            size *= self.mesh.shape[axis]
+        return size
+
+
+def make_rules(preset: str, mesh: Mesh | AbstractMesh) -> Rules:
+    """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
+    if preset not in PRESETS:
+        raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
+    return Rules(mesh, tuple(PRESETS[preset].items()))
+
+
+def check_fit(experiment: Experiment, rules: Rules) -> None:
+    """Raises ConfigError where the mesh does not divide a dimension of the model or the batch."""
+    model, data = experiment.model, experiment.data
+    dimensions = [
+        ("model.embed_dim", model.embed_dim, "embed"),
+        ("model.embed_dim", model.embed_dim, "residual"),
+        ("model.num_heads", model.num_heads, "heads"),
+        ("model.mlp_dim", model.mlp_dim, "mlp"),
+        ("model.vocab_size", model.vocab_size, "vocab"),
+        ("data.batch_size / train.microbatches", data.batch_size // experiment.train.microbatches, "batch"),
+    ]
+    for field, size, name in dimensions:
+        parts = rules.parts(name)
+        if size % parts:
+            axes = " x ".join(f"mesh.{axis}={rules.mesh.shape[axis]}" for axis in dict(rules.table)[name])
+            below, above = size // parts * parts, -(-size // parts) * parts
+            fits = " or ".join(str(value) for value in (below, above) if value > 0)
+            raise ConfigError(f"{field}={size} ('{name}') is not divisible by {axes}; {fits} would be")
