@@ -1,0 +1,55 @@
+"""Everything a step changes, and nothing else."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import NamedSharding
+
+from pathways_lm.models.decoder import Model, Params
+
+
+class TrainState(NamedTuple):
+    """The state of a run after `step` updates. The next batch is batch number `step`."""
+
+    step: Array
+    """int32 scalar."""
+    params: Params
+    optimizer: Any
+    rng: Array
+    """uint32 [2]: the key of everything random after initialisation, folded with the step."""
+
+
+def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Step 0. The same numbers on every mesh."""
+    params = model.initialise(seed)
+    return jax.jit(_wrap(optimizer, seed), out_shardings=shardings(abstract_state(model, optimizer, seed)))(params)
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
+    """The state's shapes, types and shardings, without its numbers."""
+    shapes = jax.eval_shape(_wrap(optimizer, seed), model.abstract)
+    mesh = model.rules.mesh
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # Scalars made from nothing carry no mesh of their own: they lie whole on every device.
+        spec = leaf.sharding.spec if leaf.sharding is not None else jax.sharding.PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
+def shardings(abstract: TrainState) -> TrainState:
+    """The shardings of an abstract state's leaves."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _wrap(optimizer: optax.GradientTransformation, seed: int) -> Any:
+    def wrap(params: Params) -> TrainState:
+        # A stream apart from the one that drew the parameters.
+        rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+
+    return wrap
