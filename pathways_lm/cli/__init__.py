@@ -1,0 +1,79 @@
+"""The command line. Each command is a module of this package, imported when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pathways_lm import __version__
+from pathways_lm.errors import UserError
+
+COMMANDS = {
+    "train": "train a config, or go on where its run folder stands",
+    "generate": "continue a prompt with a trained run",
+    "evaluate": "score a run on its validation text",
+    "report": "write report.html in a run folder",
+    "config": "print the resolved experiment of a config",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, 2 for bad input, or 128 + the signal that stopped it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # `--gin.Name=value` carries the name of a binding in the flag itself, which argparse cannot declare.
+    bindings = [text.removeprefix("--gin.") for text in arguments if text.startswith("--gin.")]
+    parsed = _parser().parse_args([text for text in arguments if not text.startswith("--gin.")])
+    parsed.gin_bindings = bindings
+    try:
+        return importlib.import_module(f"pathways_lm.cli.{parsed.command}").main(parsed)
+    except UserError as error:
+        print(f"pathways-lm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pathways-lm", description="PaLM and its relatives on any mesh.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+
+    train = parsers["train"]
+    _add_config(train)
+    train.add_argument("--run", metavar="FOLDER", help="run folder; default runs/<name of the experiment>")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first one listens")
+    train.add_argument("--num-processes", type=int, metavar="N", help="of several processes: how many")
+    train.add_argument("--process-id", type=int, metavar="I", help="of several processes: which one this is, from 0")
+
+    generate = parsers["generate"]
+    _add_run(generate)
+    generate.add_argument("--prompt", action="append", required=True, help="text to continue; repeat for a batch")
+    generate.add_argument("--num-tokens", type=int, default=200, help="most tokens to write (default %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
+    generate.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all")
+    generate.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest that add up to this (default %(default)s)")
+    generate.add_argument("--seed", type=int, default=0)
+
+    _add_run(parsers["evaluate"])
+    parsers["report"].add_argument("run", metavar="RUN", help="run folder")
+    _add_config(parsers["config"])
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a .py or .gin file, as in configs/")
+    parser.epilog = "--gin.Name.field=value binds a parameter of a .gin config"
+    _add_overrides(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override one field"
+    )
+    parser.add_argument("--cpu-devices", type=int, metavar="N", help="split the CPU into N virtual devices")

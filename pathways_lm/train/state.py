@@ -46,6 +46,16 @@ def shardings(abstract: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
+def to_items(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint holds it: parameters apart, for those who want nothing else."""
+    return {"params": state.params, "training": {"step": state.step, "optimizer": state.optimizer, "rng": state.rng}}
+
+
+def from_items(items: dict[str, Any]) -> TrainState:
+    """The inverse of `to_items`."""
+    return TrainState(params=items["params"], **items["training"])
+
+
 def _wrap(optimizer: optax.GradientTransformation, seed: int) -> Any:
     def wrap(params: Params) -> TrainState:
         # A stream apart from the one that drew the parameters.

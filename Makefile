@@ -1,0 +1,60 @@
+# make train    train a small PaLM on the text that comes with Python, then look at runs/palm-tiny/report.html
+# make test     lint, types and tests
+#
+# DEVICE=cpu|cuda|tpu   which JAX is installed          RUN=runs/NAME   another run folder
+# CONFIG=configs/…      another experiment              ARGS='--set …'  more arguments
+
+DEVICE ?= cpu
+CONFIG ?= configs/palm/tiny.py
+RUN ?= runs/palm-tiny
+ARGS ?=
+PYTHON ?= $(shell requirements/find-python 3.11 3.12 3.13)
+VENV := .venv
+# Which lock file belongs to the interpreter, and a mark that is renewed only when that file changes.
+VERSION = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
+
+.PHONY: train test test-slow test-latest lint types format install bench
+
+train: install
+	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
+
+test: lint types
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+test-slow: install
+	$(VENV)/bin/python -m pytest -m slow
+
+# The quick part of the suite on the newest JAX, which needs Python 3.12.
+test-latest:
+	@latest=$$(requirements/find-python 3.12) && \
+	$(MAKE) install VENV=.venv-latest PYTHON="$$latest" && \
+	.venv-latest/bin/python -m pytest -n 2 -m "not slow"
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: install
+	$(VENV)/bin/mypy pathways_lm
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# PyTorch is measured against, and nothing else needs it.
+bench: install
+	$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(VENV)/bin/pip install --quiet torch
+	$(VENV)/bin/python benchmarks/train_step.py
+
+install:
+	@test -n "$(PYTHON)" || { requirements/find-python 3.11 3.12 3.13; exit 2; }
+	@test -e $(INSTALLED) || $(MAKE) --no-print-directory $(INSTALLED)
+
+$(INSTALLED): requirements/$(VERSION)-$(DEVICE).txt setup.py
+	@echo "installing into $(VENV) for $(DEVICE), about two minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-deps -r requirements/$(VERSION)-$(DEVICE).txt
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/installed-*
+	@touch $@

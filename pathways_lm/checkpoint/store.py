@@ -1,0 +1,171 @@
+"""Checkpoints on disk: written in the background, sealed by checksums, restored onto any mesh."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from pathways_lm.checkpoint.run_folder import write_atomically
+from pathways_lm.errors import CheckpointError
+
+Items = dict[str, Any]
+"""Trees of arrays by name, each of which can be restored without the others."""
+
+
+class Store:
+    """The checkpoints of one run, newest last, `kept` of them.
+
+    Orbax writes a checkpoint under a temporary name and renames it when it is whole, so one that a
+    kill cuts short is never seen. After the rename a seal is written beside it: the SHA-256 of every
+    file, checked before anything is restored.
+    """
+
+    def __init__(self, run: Path, kept: int = 1, readonly: bool = False):
+        self.folder = run / "checkpoints"
+        self.seals = run / "seals"
+        self.set_aside = run / "damaged"
+        try:
+            if not readonly:
+                self.seals.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=kept,
+                    read_only=readonly,
+                    create=not readonly,
+                    cleanup_tmp_directories=not readonly,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"checkpoints cannot be written to '{self.folder}': {error.strerror}") from None
+        self._sealed = {int(file.stem) for file in self.seals.glob("*.json")}
+
+    def save(self, step: int, items: Items, facts: dict[str, Any]) -> None:
+        """Starts writing; returns when the arrays may be changed. Does nothing if `step` is there already.
+
+        Raises CheckpointError for this or an earlier checkpoint that could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = ocp.args.Composite(**saved, facts=ocp.args.JsonSave(facts))
+        self._guard(lambda: self._manager.save(step, args=args), step)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
+        self._guard(self._manager.wait_until_finished, None)
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Finished checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def restore(
+        self, abstract: Items, notice: Callable[[int, str], None], writable: bool = False
+    ) -> tuple[int, Items, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, with its step and facts; None where there is none at all.
+
+        Args:
+          abstract: shapes, types and shardings of the items wanted; the mesh may differ from the one that saved.
+          notice: told of each damaged checkpoint, its step and what is wrong.
+          writable: move damaged checkpoints out of the way, so that training can write them again.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = self._problem(step)
+            if problem is None:
+                wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+                try:
+                    restored = self._manager.restore(step, args=ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore()))
+                    return step, {name: restored[name] for name in wanted}, restored.facts
+                except Exception as error:  # noqa: BLE001 - what a broken file raises is the reader's choice
+                    problem = _first_line(error)
+            notice(step, f"checkpoint '{self.folder / str(step)}' is damaged: {problem}")
+            if writable:
+                self._put_aside(step)
+        if steps:
+            raise CheckpointError(f"all checkpoints in '{self.folder}' are damaged: steps {', '.join(map(str, steps))}")
+        return None
+
+    def facts(self) -> dict[str, Any] | None:
+        """The facts of the newest checkpoint, without its arrays; None where there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        return self._manager.restore(steps[-1], args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+
+    def _guard(self, action: Callable[[], Any], step: int | None) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - orbax and tensorstore raise many kinds for a failed write
+            good = self.steps()
+            what = f"checkpoint {step}" if step is not None else "a checkpoint"
+            last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+            raise CheckpointError(f"{what} could not be written to '{self.folder}': {_first_line(error)}; {last}") from error
+
+    def _seal(self) -> None:
+        """Writes the seals that are missing, and drops those whose checkpoint is gone. Runs after each rename."""
+        if jax.process_index() != 0:
+            return
+        present = {int(path.name) for path in self.folder.iterdir() if path.name.isdigit()}
+        for step in present - self._sealed:
+            write_atomically(self.seals / f"{step}.json", json.dumps(_digests(self.folder / str(step)), indent=1))
+        for step in self._sealed - present:
+            (self.seals / f"{step}.json").unlink(missing_ok=True)
+        self._sealed = present
+
+    def _problem(self, step: int) -> str | None:
+        """What the seal says is wrong with a checkpoint. One killed before its seal was written has none to break."""
+        seal = self.seals / f"{step}.json"
+        if not seal.is_file():
+            return None
+        expected, found = json.loads(seal.read_text()), _digests(self.folder / str(step))
+        for name in sorted(expected | found):
+            if name not in found:
+                return f"file '{name}' is missing"
+            if name in expected and expected[name] != found[name]:
+                return f"file '{name}' is not what was written"
+        return None
+
+    def _put_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self.set_aside.mkdir(exist_ok=True)
+            attempt = 0
+            while (target := self.set_aside / f"{step}-{attempt}").exists():
+                attempt += 1
+            (self.folder / str(step)).rename(target)
+            (self.seals / f"{step}.json").unlink(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged checkpoint {step} set aside")
+        self._sealed.discard(step)
+        self._manager.reload()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative path."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

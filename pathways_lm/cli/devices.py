@@ -1,0 +1,17 @@
+"""Devices, as the command line sets them up before the first is touched."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from pathways_lm.errors import ConfigError
+
+
+def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
+    """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
+    if arguments.cpu_devices is not None:
+        if arguments.cpu_devices < 1:
+            raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")
+        jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "compiled"))

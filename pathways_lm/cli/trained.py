@@ -1,0 +1,56 @@
+"""A trained run, loaded to be used."""
+
+from typing import NamedTuple
+
+from rich.console import Console
+
+from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.checkpoint.store import Store
+from pathways_lm.config import Experiment
+from pathways_lm.configure import override
+from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
+from pathways_lm.errors import CheckpointError
+from pathways_lm.mesh import make_mesh
+from pathways_lm.models.decoder import Model, Params
+from pathways_lm.sharding import check_fit, make_rules
+
+# One device serves a prompt best; more are asked for with --set mesh.tensor=4.
+ONE_DEVICE = ("mesh.data=1", "mesh.tensor=1")
+
+
+class Trained(NamedTuple):
+    """The newest checkpoint of a run, and what belongs to it."""
+
+    experiment: Experiment
+    model: Model
+    params: Params
+    vocabulary: Vocabulary
+    step: int
+
+
+def load_trained(run: str, overrides: list[str]) -> Trained:
+    """Loads a run folder, by default onto one device.
+
+    Raises CheckpointError for a folder without a run or a checkpoint, and for a vocabulary that is not the model's.
+    """
+    folder = RunFolder(run)
+    experiment = override(folder.experiment(), [*ONE_DEVICE, *overrides])
+    rules = make_rules(experiment.mesh.rules, make_mesh(experiment.mesh))
+    check_fit(experiment, rules)
+    if not (folder.path / "checkpoints").is_dir():
+        raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
+    vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size)
+    model = Model(experiment.model, rules)
+    store = Store(folder.path, readonly=True)
+    warn = Console(stderr=True)
+    restored = store.restore({"params": model.abstract}, lambda step, problem: warn.print(problem, style="yellow"))
+    store.close()
+    if restored is None:
+        raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
+    step, items, facts = restored
+    if facts["vocabulary_fingerprint"] != vocabulary.fingerprint:
+        raise CheckpointError(
+            f"'{folder.vocabulary}' is not the vocabulary that checkpoint {step} was trained with "
+            f"({vocabulary.fingerprint[:12]}, not {facts['vocabulary_fingerprint'][:12]})"
+        )
+    return Trained(experiment, model, items["params"], vocabulary, step)

@@ -1,0 +1,269 @@
+"""The corpus on disk, ready to be read by index: tokenized and packed once, kept under a hash of its content.
+
+<cache_dir>/vocabulary/<hash>.model         SentencePiece models
+<cache_dir>/packed/<fingerprint>/           one corpus
+    corpus.json                             what `Corpus` holds
+    <task>-<split>.array_record             a sequence a record: little-endian int32 [sequence_length]
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import logging
+import lzma
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from pathways_lm.config import DataConfig
+from pathways_lm.data import sources
+from pathways_lm.data.packing import pack
+from pathways_lm.data.sources import Document
+from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary, training_key
+from pathways_lm.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""To be raised whenever the same documents would be packed to other sequences or files."""
+
+TRAIN, VALIDATION = "train", "validation"
+Tasks = Mapping[str, Mapping[str, list[Document]]]
+"""Task -> split -> documents."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The size of one split of one task. `tokens` includes each document's end-of-document token."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A packed corpus.
+
+    `fingerprint` changes with everything that decides a batch but seed and batch size: documents, vocabulary,
+    sequence length, mixture.
+    """
+
+    fingerprint: str
+    folder: Path
+    vocabulary: Vocabulary
+    sequence_length: int
+    counts: Mapping[str, Mapping[str, Counts]]
+    """Task -> split -> counts."""
+    rates: Mapping[str, float]
+    """Task -> its share of the training sequences; they add up to 1."""
+    yardsticks: Mapping[str, float]
+    """Compressor -> bits per byte on the validation text."""
+
+    @property
+    def train_sequences(self) -> int:
+        return sum(splits[TRAIN].sequences for splits in self.counts.values())
+
+    @property
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of the text that the validation tokens stand for."""
+        return sum(splits[VALIDATION].bytes for splits in self.counts.values())
+
+    def shard(self, task: str, split: str) -> Path:
+        return self.folder / _shard_name(task, split)
+
+
+def prepare(config: DataConfig, vocab_size: int) -> Corpus:
+    """The packed corpus that `config` asks for, from the cache or built now.
+
+    Building takes some 20 s for the text that comes with Python; reading the cache about one, without
+    tensorflow. Several processes may do it at once. Raises ConfigError for an unknown mixture, DataError for
+    files, a vocabulary or a cache folder that cannot be used, and for a corpus smaller than one batch.
+    """
+    cache = Path(config.cache_dir).expanduser()
+    tasks: dict[str, dict[str, list[Document]]] = {}
+    for task, documents in sources.read(config).items():
+        train, validation = sources.split(documents, config.validation_fraction)
+        tasks[task] = {TRAIN: train, VALIDATION: validation}
+    vocabulary = _vocabulary(config, vocab_size, tasks, cache)
+    fingerprint = _fingerprint(tasks, vocabulary, config.sequence_length)
+    folder = cache / "packed" / fingerprint
+    corpus = _load(folder, vocabulary)
+    if corpus is None:
+        with _writable(cache):
+            corpus = _build(folder, tasks, vocabulary, config.sequence_length)
+    _check_size(corpus, config)
+    return corpus
+
+
+def _vocabulary(config: DataConfig, vocab_size: int, tasks: Tasks, cache: Path) -> Vocabulary:
+    if config.vocabulary:
+        return load_vocabulary(os.path.expanduser(config.vocabulary), vocab_size)
+    texts = [document.text for splits in tasks.values() for document in splits[TRAIN]]
+    path = cache / "vocabulary" / f"{training_key(texts, vocab_size)}.model"
+    # A damaged file is not an error here: the same model can be learned again.
+    with contextlib.suppress(OSError, ValueError):
+        return Vocabulary(path.read_bytes())
+    _log.info("learning a vocabulary of %d pieces", vocab_size)
+    model = train_vocabulary(texts, vocab_size)
+    with _writable(cache):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begun = _begun(path)
+        try:
+            begun.write_bytes(model)
+            begun.replace(path)
+        finally:
+            begun.unlink(missing_ok=True)
+    return Vocabulary(model)
+
+
+def _begun(path: Path) -> Path:
+    """A name beside `path` that no other builder uses, to be written and then renamed to `path`."""
+    return path.with_name(f".begun-{uuid.uuid4().hex}")
+
+
+def _fingerprint(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> str:
+    digest = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, sequence_length]).encode())
+    for task, splits in tasks.items():
+        for split, documents in splits.items():
+            for document in documents:
+                text = document.text.encode()
+                digest.update(json.dumps([task, split, document.name, document.part, len(text)]).encode())
+                digest.update(text)
+    return digest.hexdigest()[:32]
+
+
+def _load(folder: Path, vocabulary: Vocabulary) -> Corpus | None:
+    """The corpus in `folder`; None where there is none, or not all of it."""
+    try:
+        values = json.loads((folder / "corpus.json").read_text())
+        counts = {
+            task: {split: Counts(**numbers) for split, numbers in splits.items()}
+            for task, splits in values["counts"].items()
+        }
+        corpus = Corpus(
+            fingerprint=folder.name,
+            folder=folder,
+            vocabulary=vocabulary,
+            sequence_length=values["sequence_length"],
+            counts=counts,
+            rates=values["rates"],
+            yardsticks=values["yardsticks"],
+        )
+        whole = all((folder / name).stat().st_size == size for name, size in values["file_bytes"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return corpus if whole else None
+
+
+def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> Corpus:
+    """Writes the corpus beside `folder` and renames it there, so that no half of one is ever seen."""
+    begun = _begun(folder)
+    begun.mkdir(parents=True)
+    try:
+        values = {
+            "sequence_length": sequence_length,
+            "counts": _write_shards(begun, tasks, vocabulary, sequence_length),
+            "rates": sources.sampling_rates({task: splits[TRAIN] for task, splits in tasks.items()}),
+            "yardsticks": _yardsticks(tasks),
+            "file_bytes": {path.name: path.stat().st_size for path in sorted(begun.iterdir())},
+        }
+        (begun / "corpus.json").write_text(json.dumps(values, indent=1))
+        if _load(folder, vocabulary) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+            with contextlib.suppress(OSError):  # another process was quicker, with the same content
+                begun.rename(folder)
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
+    corpus = _load(folder, vocabulary)
+    if corpus is None:
+        raise OSError(f"{folder} was damaged while it was written")
+    return corpus
+
+
+def _write_shards(folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: int) -> dict[str, dict[str, Any]]:
+    """Tokenizes, packs and writes every split. Returns `Counts` as plain values, task -> split -> counts."""
+    # Late, as tensorflow comes with it: a corpus that is ready needs none.
+    from pathways_lm.data.tasks import register, tokens
+
+    register(tasks, vocabulary)
+    counts: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    for task, splits in tasks.items():
+        for split, documents in splits.items():
+            text_bytes = _text_bytes(documents)
+            _log.info("tokenizing %s, %s: %d documents, %.1f MB", task, split, len(documents), text_bytes / 1e6)
+            lengths: list[int] = []
+            measured = _measured(tokens(task, split), lengths)
+            path = folder / _shard_name(task, split)
+            sequences = _write(path, pack(measured, length, keep_tail=split == VALIDATION))
+            counts[task][split] = asdict(Counts(len(documents), text_bytes, sum(lengths), sequences))
+    return counts
+
+
+def _measured(documents: Iterable[np.ndarray], lengths: list[int]) -> Iterator[np.ndarray]:
+    """The documents as they come, their lengths noted in `lengths`."""
+    for tokens in documents:
+        lengths.append(len(tokens))
+        yield tokens
+
+
+def _write(path: Path, rows: Iterable[np.ndarray]) -> int:
+    """Writes rows as records and returns how many. Raises OSError where the disk is full."""
+    written = 0
+    try:
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for row in rows:
+            writer.write(row.astype("<i4").tobytes())
+            written += 1
+        writer.close()
+    except RuntimeError as error:  # how ArrayRecord tells what the file system refused
+        raise OSError(str(error).split(";")[0]) from error
+    return written
+
+
+def _shard_name(task: str, split: str) -> str:
+    return f"{task}-{split}.array_record"
+
+
+def _text_bytes(documents: list[Document]) -> int:
+    return sum(len(document.text.encode()) for document in documents)
+
+
+def _yardsticks(tasks: Tasks) -> dict[str, float]:
+    """Bits per byte of two compressors on the whole validation text: what a model has to beat."""
+    text = "".join(document.text for splits in tasks.values() for document in splits[VALIDATION]).encode()
+    compressed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
+    return {name: 8 * len(data) / len(text) for name, data in compressed.items()}
+
+
+@contextlib.contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    """Tells failed writes in the cache folder (full, read-only, not a folder) as a DataError naming it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"data.cache_dir='{cache}' cannot be written: {error.strerror or error}") from error
+
+
+def _check_size(corpus: Corpus, config: DataConfig) -> None:
+    """Raises DataError when the corpus does not fill one batch."""
+    for task, splits in corpus.counts.items():
+        if not splits[TRAIN].sequences:
+            raise DataError(
+                f"task '{task}' is too small: its {splits[TRAIN].tokens} training tokens fill no sequence of "
+                f"data.sequence_length={config.sequence_length}"
+            )
+    if corpus.train_sequences < config.batch_size:
+        raise DataError(
+            f"the corpus is too small: {corpus.train_sequences} training sequences of data.sequence_length="
+            f"{config.sequence_length} do not fill one batch of data.batch_size={config.batch_size}"
+        )

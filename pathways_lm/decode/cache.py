@@ -1,0 +1,50 @@
+"""Keys and values of the tokens so far."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pathways_lm.layers.attention import KeyValue
+from pathways_lm.sharding import Rules
+
+
+class Cache(NamedTuple):
+    """`S` slots for every sequence of a batch.
+
+    Prompts of different lengths end at the same slot, with empty slots before the shorter ones, so
+    that a step writes one slot for all.
+    """
+
+    keys: Array
+    """[layers, B, S, H]"""
+    values: Array
+    """[layers, B, S, H]"""
+    positions: Array
+    """int32 [B, S]: where the token of a slot stands; -1 is an empty slot."""
+    used: Array
+    """int32 scalar: slots written so far."""
+
+
+def empty(num_layers: int, batch: int, slots: int, head_dim: int, dtype: jnp.dtype, rules: Rules) -> Cache:
+    """A cache without tokens. With 0 slots, it is what a prompt is appended to."""
+    shape = (num_layers, batch, slots, head_dim)
+    placed = rules("layers", "batch", None, None)
+    return Cache(
+        keys=jnp.zeros(shape, dtype, out_sharding=placed),
+        values=jnp.zeros(shape, dtype, out_sharding=placed),
+        positions=jnp.full((batch, slots), -1, jnp.int32, out_sharding=rules("batch", None)),
+        used=jnp.zeros((), jnp.int32),
+    )
+
+
+def write(cache: Cache, fresh: KeyValue, positions_BL: Array) -> Cache:
+    """Puts the keys and values of `L` new tokens, each [layers, B, L, H], into the next slots."""
+    at = cache.used
+    return Cache(
+        keys=jax.lax.dynamic_update_slice_in_dim(cache.keys, fresh[0].astype(cache.keys.dtype), at, axis=2),
+        values=jax.lax.dynamic_update_slice_in_dim(cache.values, fresh[1].astype(cache.values.dtype), at, axis=2),
+        positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions_BL, at, axis=1),
+        used=at + positions_BL.shape[1],
+    )

@@ -1,0 +1,341 @@
+"""`report.html`: a run on one page that needs no network and no script.
+
+Every text that comes from a run folder passes through `_text`, for samples are whatever the model says.
+"""
+
+import contextlib
+import html
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathways_lm.errors import CheckpointError
+from pathways_lm.report.plots import charts
+from pathways_lm.report.read import Row, Run, read_run, series
+from pathways_lm.report.style import CSS
+
+_SAMPLES_SHOWN = 12
+"""Samples in the open list; the earlier ones are folded away below it."""
+_EVENTS_SHOWN = 15
+"""A longer list of events is folded away."""
+
+_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Control characters as their Unicode pictures: HTML may not hold them, and a reader should see them."""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `report.html` into a run folder, whole or not at all, and returns its path.
+
+    Raises CheckpointError when `folder` is no run folder or cannot be written to.
+    """
+    run = read_run(folder)
+    path = run.folder / "report.html"
+    unfinished = run.folder / f".report.html.{os.getpid()}"
+    try:
+        # A lone surrogate is possible in JSON and impossible in UTF-8.
+        unfinished.write_bytes(page(run).encode("utf-8", errors="replace"))
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    return path
+
+
+def page(run: Run) -> str:
+    """The whole page."""
+    sections = (_curves(run), _samples(run), _corpus(run), _parameters(run), _config(run), _events(run))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(run.name)}: training report</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>{_text(run.name)}</h1>
+<p>{_text(_progress(run))}</p>
+</header>
+{_headline(run)}
+{"".join(sections)}
+<footer>{_text(_footer(run))}</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _progress(run: Run) -> str:
+    """From when to when the run wrote, and the last that happened."""
+    times = [row["time"] for row in run.train + run.validation + run.events if _is_number(row.get("time"))]
+    parts = [f"{_clock(min(times))} to {_clock(max(times))} UTC"] if times else []
+    parts += [f"last event: {run.events[-1].get('what')} at step {run.events[-1]['step']:,}"] if run.events else []
+    return " · ".join(parts)
+
+
+def _headline(run: Run) -> str:
+    """The numbers to know, as cards; what the run has not told is left out."""
+    cards = (_size(run), _steps(run), _tokens(run), _loss(run), _bits(run), _speed(run), _time(run), _device(run))
+    items = [
+        f'<div class="card"><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
+        for label, value, note in filter(None, cards)
+    ]
+    return f'<dl class="grid numbers">{"".join(items)}</dl>' if items else ""
+
+
+Card = tuple[str, str, str] | None
+"""Label, value and a note below it."""
+
+
+def _size(run: Run) -> Card:
+    count = run.facts.get("num_params") or sum(row.get("count", 0) for row in run.parameters)
+    layers = run.config.get("model", {}).get("num_layers")
+    width = run.config.get("model", {}).get("embed_dim")
+    shape = f"{count:,}" + (f" · {layers} layers of width {width}" if layers and width else "")
+    return ("Parameters", _big(count), shape) if count else None
+
+
+def _steps(run: Run) -> Card:
+    planned = run.config.get("train", {}).get("num_steps")
+    batch, length = (run.config.get("data", {}).get(key) for key in ("batch_size", "sequence_length"))
+    step = max((row["step"] for row in run.train + run.validation), default=0)
+    notes = [f"of {planned:,}"] if planned else []
+    notes += [f"batches of {batch:,} × {length:,} tokens"] if batch and length else []
+    return "Steps", f"{step:,}", " · ".join(notes)
+
+
+def _tokens(run: Run) -> Card:
+    _, tokens = series(run.train, "tokens")
+    if not len(tokens):
+        return None
+    tasks = run.facts.get("corpus", {}).get("tasks", {})
+    corpus = sum(splits.get("train", {}).get("tokens", 0) for splits in tasks.values())
+    passes = f"{tokens[-1] / corpus:.2f} × the training corpus" if corpus else ""
+    return "Tokens seen", _big(tokens[-1]), passes
+
+
+def _loss(run: Run) -> Card:
+    steps, losses = series(run.validation, "loss")
+    if not len(losses):
+        return None
+    note = "nats per token"
+    if np.isfinite(losses).any():
+        best = np.nanargmin(losses)
+        note += f" · best {losses[best]:.4f} at step {steps[best]:,.0f}" if best < len(losses) - 1 else " · its lowest"
+    return "Validation loss", f"{losses[-1]:.4f}", note
+
+
+def _bits(run: Run) -> Card:
+    _, bits = series(run.validation, "bits_per_byte")
+    if not len(bits):
+        return None
+    compared = [
+        f"{abs(1 - bits[-1] / yardstick):.1%} {'below' if bits[-1] < yardstick else 'above'} {name} ({yardstick:.3f})"
+        for name, yardstick in run.yardsticks.items()
+        if np.isfinite(bits[-1]) and yardstick
+    ]
+    return "Bits per byte", f"{bits[-1]:.3f}", " · ".join(compared)
+
+
+def _speed(run: Run) -> Card:
+    _, speeds = series(run.train, "tokens_per_second")
+    _, mfu = series(run.train, "mfu")
+    if not np.isfinite(speeds).any():
+        return None
+    note = "median" + (f" · {np.nanmedian(mfu):.1%} of the peak FLOP/s" if np.isfinite(mfu).any() else "")
+    return "Tokens per second", f"{np.nanmedian(speeds):,.0f}", note
+
+
+def _time(run: Run) -> Card:
+    restarts = sum(row.get("what") == "resume" for row in run.events)
+    note = f"in {restarts + 1} parts, the pauses left out" if restarts else "in one go"
+    return ("Wall time", _duration(run.seconds), note) if run.seconds else None
+
+
+def _device(run: Run) -> Card:
+    kind, devices, processes = (run.facts.get(key) for key in ("device_kind", "num_devices", "num_processes"))
+    if not kind:
+        return None
+    mesh = " × ".join(f"{axis} {size}" for axis, size in run.facts.get("mesh", {}).items())
+    notes = [f"mesh: {mesh}"] if mesh else []
+    notes += [f"{processes} processes"] if processes and processes > 1 else []
+    return "Device" if devices == 1 else "Devices", f"{devices or ''} {kind}".strip(), " · ".join(notes)
+
+
+def _curves(run: Run) -> str:
+    figures = [
+        f'<figure class="card"><figcaption><h3>{_text(chart.title)}</h3><small>{_text(chart.unit)}</small></figcaption>'
+        f"{chart.svg}</figure>"
+        for chart in charts(run)
+    ]
+    told = "Faint: as logged. Strong: running median." + (" Dashed upright: a restart." if run.resumed_at else "")
+    if run.yardsticks:
+        told += " The compressors had the whole validation text at once and none of the training text."
+    body = f'<p class="note">{told}</p><div class="grid curves">{"".join(figures)}</div>'
+    return _section("Curves", body if figures else '<p class="note">Nothing is logged yet.</p>')
+
+
+def _samples(run: Run) -> str:
+    if not run.samples:
+        return ""
+    newest_first = [_sample(row, is_open=row is run.samples[-1]) for row in reversed(run.samples)]
+    shown, folded = newest_first[:_SAMPLES_SHOWN], newest_first[_SAMPLES_SHOWN:]
+    earlier = (
+        _folded(f"{len(folded)} earlier samples", f'<div class="inside">{"".join(folded)}</div>') if folded else ""
+    )
+    return _section(
+        "Samples", "".join(shown) + earlier, "Newest first. The prompt is marked; the model wrote the rest."
+    )
+
+
+def _sample(row: Row, is_open: bool) -> str:
+    prompt, text = str(row.get("prompt", "")), str(row.get("text", ""))
+    preview = " ".join((prompt + text)[:200].split())
+    return (
+        f'<details class="card"{" open" if is_open else ""}>'
+        f"<summary><b>step {row['step']:,}</b><code>{_text(preview)}</code></summary>"
+        f'<pre><span class="prompt">{_text(prompt)}</span>{_text(text)}</pre></details>'
+    )
+
+
+def _corpus(run: Run) -> str:
+    columns = ("documents", "bytes", "tokens", "sequences")
+    rows = []
+    for task, splits in run.facts.get("corpus", {}).get("tasks", {}).items():
+        for split, counts in splits.items():
+            size, tokens = counts.get("bytes"), counts.get("tokens")
+            ratio = f"{size / tokens:.2f}" if size and tokens else ""
+            rows.append([task, split, *(counts.get(column) for column in columns), ratio])
+    if not rows:
+        return ""
+    heads = ("Task", "Split", "Documents", "Bytes", "Tokens", "Sequences", "Bytes per token")
+    return _section("Corpus", _card(_table(heads, rows, numbers=range(2, 7))))
+
+
+def _parameters(run: Run) -> str:
+    if not run.parameters:
+        return ""
+    rows = []
+    for row in run.parameters:
+        shape, std = " × ".join(str(size) for size in row.get("shape", ())), row.get("std")
+        told_std = f"{std:.4g}" if _is_number(std) else None
+        rows.append([row.get("path"), shape, row.get("spec"), row.get("dtype"), told_std, row.get("count")])
+    total = sum(row.get("count", 0) for row in run.parameters)
+    heads = ("Path", "Shape", "Sharding", "Type", "Std at init", "Count")
+    table = _table(heads, rows, numbers=(4, 5), total=["Total", None, None, None, None, total])
+    return _section("Parameters", _card(table))
+
+
+def _config(run: Run) -> str:
+    cards = []
+    plain = {name: value for name, value in run.config.items() if not isinstance(value, dict)}
+    sections = {name: value for name, value in run.config.items() if isinstance(value, dict)}
+    for name, fields in {"experiment": plain, **sections}.items():
+        rows = "".join(
+            f"<tr><td>{_text(key)}</td><td>{_text(_setting(value))}</td></tr>" for key, value in fields.items()
+        )
+        cards.append(f'<div class="card"><h3>{_text(name)}</h3><table class="mono">{rows}</table></div>')
+    return _section("Config", f'<div class="grid config">{"".join(cards)}</div>')
+
+
+def _events(run: Run) -> str:
+    if not run.events:
+        return ""
+    rows = [
+        [_clock(row["time"]) if _is_number(row.get("time")) else None, row["step"], row.get("what"), row.get("detail")]
+        for row in reversed(run.events)
+    ]
+    table = _table(("Time (UTC)", "Step", "What", "Detail"), rows, numbers=(1,), long=(3,))
+    body = _card(table) if len(rows) <= _EVENTS_SHOWN else _folded(f"{len(rows)} events", table)
+    return _section("Events", body, "Newest first.")
+
+
+def _footer(run: Run) -> str:
+    versions = {"pathways_lm": "version", "jax": "jax", "flax": "flax", "Python": "python"}
+    parts = [f"{name} {run.facts[key]}" for name, key in versions.items() if run.facts.get(key)]
+    if run.facts.get("vocab_fingerprint"):
+        parts.append(f"vocabulary {run.facts['vocab_fingerprint']}")
+    if run.unreadable:
+        parts.append(f"{run.unreadable} unreadable lines left out, as a kill leaves them")
+    return " · ".join(parts)
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    told = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{title}</h2>{told}{body}</section>\n"
+
+
+def _card(body: str) -> str:
+    return f'<div class="card flush">{body}</div>'
+
+
+def _folded(title: str, body: str) -> str:
+    return f'<details class="card"><summary><b>{title}</b></summary>{body}</details>'
+
+
+def _table(
+    heads: Iterable[str],
+    rows: Iterable[list[Any]],
+    numbers: Iterable[int],
+    long: Iterable[int] = (),
+    total: list[Any] | None = None,
+) -> str:
+    """A table that scrolls sideways where it must. `numbers` are columns set to the right, `long` ones may wrap."""
+    classes = dict.fromkeys(numbers, ' class="number"') | dict.fromkeys(long, ' class="long"')
+
+    def line(cells: Iterable[Any], tag: str) -> str:
+        marked = (f"<{tag}{classes.get(i, '')}>{_text(_cell(cell))}</{tag}>" for i, cell in enumerate(cells))
+        return f"<tr>{''.join(marked)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    foot = f"<tfoot>{line(total, 'td')}</tfoot>" if total else ""
+    return f'<div class="scroll"><table><thead>{line(heads, "th")}</thead><tbody>{body}</tbody>{foot}</table></div>'
+
+
+def _text(value: str) -> str:
+    """Text as HTML, safe in an element and in a quoted attribute."""
+    return html.escape(value.translate(_CONTROL))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if _is_number(value) else str(value)
+
+
+def _setting(value: Any) -> str:
+    """A config value; a text keeps its quotes where spaces or nothing would be lost to the eye."""
+    return repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _big(count: float) -> str:
+    """13115392 as "13.1 M"."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.4g} {name}"
+    return f"{count:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units: "2 h 5 min", "9 min 42 s"."""
+    left, parts = round(seconds), []
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        amount, left = divmod(left, unit)
+        if amount:
+            parts.append(f"{amount} {name}")
+    return " ".join(parts[:2]) or "under a second"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

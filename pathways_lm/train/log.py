@@ -1,0 +1,119 @@
+"""Where a run's figures go: metrics.jsonl, TensorBoard, and a progress bar."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Log:
+    """Writes each figure once, in the order it came, flushed at once: a kill loses none."""
+
+    def __init__(self, metrics: Path, samples: Path, tensorboard: Path, console: Console, total_steps: int, step: int):
+        # Protobuf is half of this import's time, and only the process that logs needs it.
+        from tensorboardX import SummaryWriter
+
+        self.console = console
+        self._metrics = _open_lines(metrics)
+        self._samples = _open_lines(samples)
+        self._tensorboard = SummaryWriter(str(tensorboard))
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            # Without a terminal there is nothing to redraw: plain lines are printed instead.
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("training", total=total_steps, completed=step, figures="")
+
+    def __enter__(self) -> "Log":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        self._metrics.close()
+        self._samples.close()
+        self._tensorboard.close()
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of a training step."""
+        self._write("train", step, figures)
+        text = f"loss {figures['loss']:.3f}  {figures['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in figures:
+            text += f"  MFU {figures['mfu']:.1%}"
+        self._progress.update(self._bar, completed=step, figures=text)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}  {text}", highlight=False, soft_wrap=True)
+
+    def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None:
+        """Validation, with what general compressors make of the same text."""
+        self._write("validation", step, figures)
+        beside = "  ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())
+        self.console.print(
+            f"step {step}  validation {figures['loss']:.4f} nats/token  "
+            f"[bold]{figures['bits_per_byte']:.4f} bits/byte[/bold]  ({beside})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def event(self, step: int, what: str, detail: str = "") -> None:
+        """Something that happened to the run."""
+        self._metrics.write(_line({"kind": "event", "step": step, "time": time.time(), "what": what, "detail": detail}))
+        self._metrics.flush()
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Text written by the model."""
+        self._samples.write(_line({"step": step, "time": time.time(), "prompt": prompt, "text": text}))
+        self._samples.flush()
+        self._tensorboard.add_text("sample", f"```\n{prompt}{text}\n```", step)
+
+    def _write(self, kind: str, step: int, figures: dict[str, float]) -> None:
+        self._metrics.write(_line({"kind": kind, "step": step, "time": time.time(), **figures}))
+        self._metrics.flush()
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+
+class Silence:
+    """The log of a process that is not the first: writes nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        return None
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        return None
+
+    def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None:
+        return None
+
+    def event(self, step: int, what: str, detail: str = "") -> None:
+        return None
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        return None
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _open_lines(path: Path) -> IO[str]:
+    """A JSON-lines file to append to. A last line that a kill cut short is ended, so that the next stays whole."""
+    file = path.open("a+b")
+    if file.tell():
+        file.seek(-1, 2)
+        if file.read() != b"\n":
+            file.write(b"\n")
+    file.close()
+    return path.open("a", encoding="utf-8")

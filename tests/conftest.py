@@ -1,0 +1,64 @@
+"""Eight virtual CPU devices for every test, and a model small enough to compile in seconds."""
+
+from collections.abc import Callable
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from pathways_lm.config import MeshConfig, ModelConfig
+
+# Before any backend starts. Tests are about the CPU's numbers, also on a machine with an accelerator.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+# The same examples on every machine, and no deadline: the first example of a test may compile something.
+hypothesis.settings.register_profile("same_everywhere", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("same_everywhere")
+
+# Every dimension differs, and a mesh of eight divides those that it cuts: a swapped pair shows.
+TINY = {"num_layers": 3, "embed_dim": 32, "num_heads": 8, "head_dim": 6, "mlp_dim": 48, "vocab_size": 264}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., ModelConfig]:
+    """`tiny(num_layers=2)` is the small model with another number of layers."""
+    return lambda **changes: ModelConfig(**{**TINY, **changes})
+
+
+@pytest.fixture(scope="session")
+def make(tiny: Callable[..., ModelConfig]) -> Callable:
+    """`make(preset, data, tensor, **changes)` is the small `Model` on a mesh of that many devices."""
+    from pathways_lm.mesh import make_mesh
+    from pathways_lm.models.decoder import Model
+    from pathways_lm.sharding import make_rules
+
+    def build(preset: str = "palm_2d", data: int = 1, tensor: int = 1, **changes) -> Model:
+        return Model(tiny(**changes), make_rules(preset, make_mesh(MeshConfig(data=data, tensor=tensor))))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable:
+    """`draw(model, seed)` is parameters from numpy, the same on every mesh, without compiling anything.
+
+    Norm scales are not left at one, where a missing or misplaced scale would not show.
+    """
+    from flax import nnx
+    from jax.sharding import NamedSharding
+
+    def parameters(model, seed: int = 0) -> dict:
+        random = np.random.default_rng(seed)
+
+        def one(variable) -> jax.Array:
+            value = variable.get_value()
+            noise = random.normal(size=value.shape)
+            drawn = variable.std * noise if variable.std else 1 + 0.2 * noise
+            return jax.device_put(drawn.astype(np.float32), NamedSharding(model.rules.mesh, value.sharding.spec))
+
+        is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+        return nnx.to_pure_dict(jax.tree.map(one, model.variables, is_leaf=is_variable))
+
+    return parameters

@@ -1,0 +1,57 @@
+"""A vocabulary and a corpus of known rows for the tests of this folder."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydoc_data.topics import topics
+
+from pathways_lm.data.cache import Corpus, Counts, _write
+from pathways_lm.data.vocabulary import Vocabulary, train_vocabulary
+
+LENGTH = 16
+ROWS = {"big": 30, "small": 10}
+VALIDATION_ROWS = {"big": 5, "small": 2}
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """512 pieces learned from some of Python's documentation."""
+    return Vocabulary(train_vocabulary([topics[name] for name in sorted(topics)[:30]], 512))
+
+
+@pytest.fixture(scope="session")
+def known_corpus(tmp_path_factory, vocabulary) -> Corpus:
+    """Two tasks; each row of 'big' is filled with 1000 + its number, of 'small' 2000 +, and 500 more in validation."""
+    folder = tmp_path_factory.mktemp("known")
+    counts = {}
+    for task, first in (("big", 1000), ("small", 2000)):
+        counts[task] = {}
+        for split, number, start in (("train", ROWS[task], first), ("validation", VALIDATION_ROWS[task], first + 500)):
+            rows = [np.full(LENGTH, start + i, np.int32) for i in range(number)]
+            _write(folder / f"{task}-{split}.array_record", rows)
+            counts[task][split] = Counts(documents=1, bytes=1, tokens=number * LENGTH, sequences=number)
+    return Corpus(
+        fingerprint="known",
+        folder=folder,
+        vocabulary=vocabulary,
+        sequence_length=LENGTH,
+        counts=counts,
+        rates={"big": 0.75, "small": 0.25},
+        yardsticks={},
+    )
+
+
+def write_json_lines(folder: Path, files: int, lines: int, words: int = 40, key: str = "text") -> list[str]:
+    """Files of random English; returns their documents in order."""
+    draw = random.Random(0)
+    vocabulary = " ".join(topics[name] for name in sorted(topics)[:5]).split()
+    folder.mkdir(exist_ok=True)
+    texts = []
+    for file in range(files):
+        documents = [" ".join(draw.choices(vocabulary, k=words)) for _ in range(lines)]
+        texts += documents
+        (folder / f"{file:03}.jsonl").write_text("".join(json.dumps({key: text}) + "\n" for text in documents))
+    return texts
