@@ -87,13 +87,17 @@ class Store:
         """
         steps = self.steps()
         for step in reversed(steps):
-            problem = self._problem(step)
+            sealed, problem = self._check_seal(step)
             if problem is None:
                 wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+                args = ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore())
                 try:
-                    restored = self._manager.restore(step, args=ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore()))
+                    restored = self._manager.restore(step, args=args)
                     return step, {name: restored[name] for name in wanted}, restored.facts
-                except Exception as error:  # noqa: BLE001 - what a broken file raises is the reader's choice
+                except Exception as error:
+                    # Files that are just as they were written are not what is wrong.
+                    if sealed:
+                        raise
                     problem = _first_line(error)
             notice(step, f"checkpoint '{self.folder / str(step)}' is damaged: {problem}")
             if writable:
@@ -112,7 +116,7 @@ class Store:
     def _guard(self, action: Callable[[], Any], step: int | None) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - orbax and tensorstore raise many kinds for a failed write
+        except Exception as error:  # Orbax and tensorstore raise many kinds for a failed write.
             good = self.steps()
             what = f"checkpoint {step}" if step is not None else "a checkpoint"
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
@@ -129,18 +133,18 @@ class Store:
             (self.seals / f"{step}.json").unlink(missing_ok=True)
         self._sealed = present
 
-    def _problem(self, step: int) -> str | None:
-        """What the seal says is wrong with a checkpoint. One killed before its seal was written has none to break."""
+    def _check_seal(self, step: int) -> tuple[bool, str | None]:
+        """Whether a checkpoint has a seal, and what the seal says is wrong with it. A kill may come before the seal."""
         seal = self.seals / f"{step}.json"
         if not seal.is_file():
-            return None
+            return False, None
         expected, found = json.loads(seal.read_text()), _digests(self.folder / str(step))
         for name in sorted(expected | found):
             if name not in found:
-                return f"file '{name}' is missing"
-            if name in expected and expected[name] != found[name]:
-                return f"file '{name}' is not what was written"
-        return None
+                return True, f"file '{name}' is missing"
+            if expected.get(name) != found[name]:
+                return True, f"file '{name}' is not what was written"
+        return True, None
 
     def _put_aside(self, step: int) -> None:
         if jax.process_index() == 0:

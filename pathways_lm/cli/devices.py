@@ -1,6 +1,7 @@
 """Devices, as the command line sets them up before the first is touched."""
 
 import argparse
+import logging
 from pathlib import Path
 
 import jax
@@ -10,6 +11,8 @@ from pathways_lm.errors import ConfigError
 
 def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
+    # Orbax announces through absl what it sets by itself.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     if arguments.cpu_devices is not None:
         if arguments.cpu_devices < 1:
             raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")

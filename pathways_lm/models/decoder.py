@@ -1,13 +1,12 @@
 """PaLM's decoder: embed, blocks, norm, logits."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.layers.attention import KeyValue
@@ -82,7 +81,11 @@ class Model:
         seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=rules())
         self.variables = jax.eval_shape(build, seed)
         self.graphdef = graphdefs[0]
-        self.abstract: Params = nnx.to_pure_dict(self.variables)
+        self.abstract: Params = jax.tree.map(self._place, nnx.to_pure_dict(self.variables))
+
+    def _place(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # Tracing gives the spec on an abstract mesh; what is restored or compiled needs the devices.
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.rules.mesh, leaf.sharding.spec))
 
     def initialise(self, seed: int) -> Params:
         """Parameters drawn from `seed`: the same numbers on every mesh."""
@@ -93,6 +96,3 @@ class Model:
     def bind(self, params: Params) -> Decoder:
         """The decoder with these parameters, to be called inside a jitted function."""
         return nnx.merge(self.graphdef, nnx.State(params))
-
-
-Bind = Callable[[Params], Decoder]

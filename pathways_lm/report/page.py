@@ -261,7 +261,7 @@ def _footer(run: Run) -> str:
     versions = {"pathways_lm": "version", "jax": "jax", "flax": "flax", "Python": "python"}
     parts = [f"{name} {run.facts[key]}" for name, key in versions.items() if run.facts.get(key)]
     if run.facts.get("vocab_fingerprint"):
-        parts.append(f"vocabulary {run.facts['vocab_fingerprint']}")
+        parts.append(f"vocabulary {str(run.facts['vocab_fingerprint'])[:12]}")
     if run.unreadable:
         parts.append(f"{run.unreadable} unreadable lines left out, as a kill leaves them")
     return " · ".join(parts)

@@ -2,11 +2,12 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-from pydoc_data.topics import topics
 
 from pathways_lm.data.cache import Corpus, Counts, _write
 from pathways_lm.data.vocabulary import Vocabulary, train_vocabulary
@@ -44,14 +45,16 @@ def known_corpus(tmp_path_factory, vocabulary) -> Corpus:
     )
 
 
-def write_json_lines(folder: Path, files: int, lines: int, words: int = 40, key: str = "text") -> list[str]:
-    """Files of random English; returns their documents in order."""
-    draw = random.Random(0)
-    vocabulary = " ".join(topics[name] for name in sorted(topics)[:5]).split()
-    folder.mkdir(exist_ok=True)
-    texts = []
-    for file in range(files):
-        documents = [" ".join(draw.choices(vocabulary, k=words)) for _ in range(lines)]
-        texts += documents
-        (folder / f"{file:03}.jsonl").write_text("".join(json.dumps({key: text}) + "\n" for text in documents))
-    return texts
+@pytest.fixture(scope="session")
+def write_json_lines() -> Callable[..., None]:
+    """Writes `files` files of `lines` documents of random English each into a folder."""
+
+    def write(folder: Path, files: int, lines: int, words: int = 40) -> None:
+        draw = random.Random(0)
+        english = " ".join(topics[name] for name in sorted(topics)[:5]).split()
+        folder.mkdir()
+        for file in range(files):
+            texts = [" ".join(draw.choices(english, k=words)) for _ in range(lines)]
+            (folder / f"{file:03}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    return write

@@ -19,7 +19,7 @@ FRACTIONS = st.floats(0.001, 0.5)
 def test_python_docs():
     documents = sources.python_docs()
     texts = {document.name: document.text for document in documents}
-    assert "The \"with\" statement" in texts["with"]
+    assert 'The "with" statement' in texts["with"]
     assert list(texts) == sorted(texts)
     assert 400_000 < sum(map(len, texts.values())) < 2_000_000
 
@@ -43,7 +43,9 @@ def test_read_gives_the_members_of_a_mixture():
 
 
 def test_unknown_mixture():
-    with pytest.raises(ConfigError, match=r"^data.mixture has no task or mixture 'python_doc'; did you mean 'python_docs'\?$"):
+    with pytest.raises(
+        ConfigError, match=r"^data.mixture has no task or mixture 'python_doc'; did you mean 'python_docs'\?$"
+    ):
         sources.read(DataConfig(mixture="python_doc"))
 
 
@@ -72,11 +74,8 @@ def test_split_is_stable():
     _, fewer = sources.split(documents[:100], 0.1)
     assert validation == backwards[::-1]
     assert fewer == [document for document in validation if document in documents[:100]]
-    # SHA-256('file 8')[:8] / 2**64 = 0.0048: written down once, so that a corpus never changes sides.
-    assert [d.name for d in validation][:3] == EXPECTED
-
-
-EXPECTED: list[str] = []
+    # printf 'file %s' $i | sha256sum: the first whose digests start below 0x1999 (a tenth of 0xffff).
+    assert [document.name for document in validation][:3] == ["file 4", "file 6", "file 37"]
 
 
 def test_split_needs_two():
@@ -160,14 +159,22 @@ def test_no_file_matches(tmp_path):
         sources.files(f"{tmp_path}/*.txt", "text")
 
 
-@pytest.mark.parametrize("name, data", [("a.txt", b""), ("a.jsonl", b""), ("a.jsonl", b'\n{"text": ""}\n'), ("a.gz", gzip.compress(b""))])
+@pytest.mark.parametrize(
+    "name, data", [("a.txt", b""), ("a.jsonl", b""), ("a.jsonl", b'\n{"text": ""}\n'), ("a.gz", gzip.compress(b""))]
+)
 def test_empty_file(tmp_path, name, data):
     assert failing(tmp_path, name, data) == ": holds no text"
 
 
 def test_not_utf8(tmp_path):
-    assert failing(tmp_path, "a.txt", b"one\ntwo\nth\xe9ee\n") == ", line 3: not UTF-8 text (invalid continuation byte: 0xe9)"
-    assert failing(tmp_path, "a.jsonl", b'{"text": "one"}\n{"text": "\xff"}') == ", line 2: not UTF-8 text (invalid start byte: 0xff)"
+    assert (
+        failing(tmp_path, "a.txt", b"one\ntwo\nth\xe9ee\n")
+        == ", line 3: not UTF-8 text (invalid continuation byte: 0xe9)"
+    )
+    assert (
+        failing(tmp_path, "a.jsonl", b'{"text": "one"}\n{"text": "\xff"}')
+        == ", line 2: not UTF-8 text (invalid start byte: 0xff)"
+    )
 
 
 @pytest.mark.parametrize(

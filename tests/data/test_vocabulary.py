@@ -1,17 +1,45 @@
 import io
+from pydoc_data.topics import topics
 
 import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydoc_data.topics import topics
 
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 from pathways_lm.errors import DataError
 
 # What SentencePiece gives a meaning of its own, and what normalisers change.
-TRAPS = ["\u2581", "\u2585", "\u2047", "<s>", "</s>", "<unk>", "<pad>", "<eod>", "<0x0A>", "<0xE2>", "\x00", "\r\n", "\t"]
-TRAPS += ["  ", " ", "\u00a0", "\u3000", "\ufeff", "\ufb01", "e\u0301", "\u0085", "\u2028", "\U0001f600", "7", "def ", "\n\n\n"]
+TRAPS = [
+    "\u2581",
+    "\u2585",
+    "\u2047",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "<eod>",
+    "<0x0A>",
+    "<0xE2>",
+    "\x00",
+    "\r\n",
+    "\t",
+]
+TRAPS += [
+    "  ",
+    " ",
+    "\u00a0",
+    "\u3000",
+    "\ufeff",
+    "\ufb01",
+    "e\u0301",
+    "\u0085",
+    "\u2028",
+    "\U0001f600",
+    "7",
+    "def ",
+    "\n\n\n",
+]
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(st.sampled_from(TRAPS), st.text(max_size=3))).map("".join))
 
 
@@ -28,7 +56,9 @@ def test_round_trip_loses_nothing(vocabulary, text):
 @given(st.text("0123456789 ab.\n"))
 def test_every_digit_is_a_token(vocabulary, text):
     pieces = [vocabulary.decode([token]) for token in vocabulary.encode(text)]
-    assert [piece for piece in pieces if any(map(str.isdigit, piece))] == [character for character in text if character.isdigit()]
+    assert [piece for piece in pieces if any(map(str.isdigit, piece))] == [
+        character for character in text if character.isdigit()
+    ]
 
 
 def test_no_piece_joins_digits(vocabulary):
@@ -93,7 +123,9 @@ def test_more_letters_than_pieces():
 
 @pytest.mark.parametrize("text", ["", "\x00", "\u2581"])
 def test_no_text_to_learn_from(text):
-    with pytest.raises(DataError, match=r"^the corpus holds too little text to learn a vocabulary from \(model.vocab_size=300\)$"):
+    with pytest.raises(
+        DataError, match=r"^the corpus holds too little text to learn a vocabulary from \(model.vocab_size=300\)$"
+    ):
         train_vocabulary([text], 300)
 
 
@@ -148,7 +180,9 @@ def test_load_refuses(tmp_path, options, message):
 def test_load_refuses_more_pieces_than_rows(tmp_path):
     path = model_file(tmp_path)
     size = Vocabulary(path.read_bytes()).size
-    with pytest.raises(DataError, match=rf"has {size} pieces, more than model.vocab_size=260; set model.vocab_size={size}"):
+    with pytest.raises(
+        DataError, match=rf"has {size} pieces, more than model.vocab_size=260; set model.vocab_size={size}"
+    ):
         load_vocabulary(str(path), 260)
 
 

@@ -200,8 +200,6 @@ def test_hostile_text_stays_text_wherever_it_stands(run_folder: Path, plausible:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
-    text=st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from("<>&\"'\n\t"), max_size=60)
-)
 def test_any_sample_is_read_back_as_it_was_written(run_folder: Path, text: str, plausible: SimpleNamespace) -> None:
     plausible.write_lines(run_folder / "metrics.jsonl", [START])
     plausible.write_lines(run_folder / "samples.jsonl", [{"step": 1, "time": 0.0, "prompt": text, "text": text}])

@@ -1,0 +1,154 @@
+"""The decoder against PaLM written in numpy from the paper's equations (arXiv:2204.02311, section 2)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pathways_lm.config import TrainConfig
+from pathways_lm.train.step import gradient_sums
+
+
+def layer_norm(x, scale, epsilon):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * scale
+
+
+def swish(x):
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def turn(head, position, base):
+    """Rotary position of one head [H]: the pair (i, i + H/2) is a complex number, turned by position / base^(2i/H)."""
+    half = head.size // 2
+    angle = position * base ** (-2 * np.arange(half) / head.size)
+    turned = (head[:half] + 1j * head[half:]) * np.exp(1j * angle)
+    return np.concatenate([turned.real, turned.imag])
+
+
+def attention(h, weights, base):
+    """Multi-query: each head of each position looks at its own position and those before, h is [L, D]."""
+    length, heads = h.shape[0], weights["query"].shape[1]
+    keys = [turn(h[s] @ weights["key"], s, base) for s in range(length)]
+    values = [h[s] @ weights["value"] for s in range(length)]
+    y = np.zeros_like(h)
+    for t in range(length):
+        for n in range(heads):
+            query = turn(h[t] @ weights["query"][:, n], t, base)
+            looks = softmax(np.array([query @ keys[s] for s in range(t + 1)]) / np.sqrt(query.size))
+            y[t] += sum(look * value for look, value in zip(looks, values, strict=False)) @ weights["out"][n]
+    return y
+
+
+def palm(params, tokens, config):
+    """Logits [L, V] of one sequence, in float64."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), jax.device_get(params))
+    table, epsilon = params["embedding"]["table"], config.norm_epsilon
+    x = table[tokens]
+    for number in range(config.num_layers):
+        layer = jax.tree.map(lambda p, number=number: p[number], params["blocks"]["layers"])
+        h, mlp = layer_norm(x, layer["norm"]["scale"], epsilon), layer["mlp"]
+        x = x + (swish(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"] + attention(h, layer["attention"], config.rope_base)
+    return layer_norm(x, params["norm"]["scale"], epsilon) @ table.T / np.sqrt(config.embed_dim)
+
+
+TOKENS = np.random.default_rng(1).integers(0, 264, (2, 12), dtype=np.int32)
+
+
+def logits(model, params, tokens):
+    placed = jax.device_put(tokens, model.rules("batch", "length"))
+    return np.asarray(jax.jit(lambda params, tokens: model.bind(params)(tokens))(params, placed))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_base": 50.0, "norm_epsilon": 0.3, "num_heads": 3, "head_dim": 10, "num_layers": 2},
+        {"remat": "attention", "unroll": 2},
+    ],
+    ids=["plain", "other constants", "recomputed and unrolled"],
+)
+def test_logits(make, draw, changes):
+    model = make(**changes)
+    params = draw(model)
+    expected = np.stack([palm(params, row, model.config) for row in TOKENS])
+    error = np.abs(logits(model, params, TOKENS) - expected).max() / np.abs(expected).max()
+    assert error <= 1e-5
+
+
+def test_no_position_sees_a_later_one(make, draw):
+    model = make()
+    params = draw(model)
+    before = logits(model, params, TOKENS)
+    for changed in (1, 6, 11):
+        tokens = TOKENS.copy()
+        tokens[:, changed] = (tokens[:, changed] + 100) % 264
+        after = logits(model, params, tokens)
+        np.testing.assert_array_equal(after[:, :changed], before[:, :changed])
+        assert np.all(np.abs(after - before)[:, changed:].max(-1) > 0)
+
+
+def test_extend_continues_a_cached_prefix(make, draw):
+    """Five tokens, then two, then one padded: as all of them at once. Slots lie in no order and some are empty."""
+    model = make()
+    params, config = draw(model), model.config
+    expected = np.stack([palm(params, row, config) for row in TOKENS])
+
+    def extend(tokens, positions, cached, cached_at):
+        return jax.jit(lambda params, *rest: model.bind(params).extend(*rest))(params, tokens, positions, cached, cached_at)
+
+    def positions(*numbers):
+        return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
+
+    empty = jnp.full((config.num_layers, 2, 3, config.head_dim), jnp.nan_to_num(jnp.inf))
+    first, fresh = extend(TOKENS[:, :5], positions(0, 1, 2, 3, 4), (empty, empty), positions(-1, -1, -1))
+    np.testing.assert_allclose(first, expected[:, :5], atol=1e-5 * np.abs(expected).max())
+
+    order = np.array([3, 0, 4, 1, 2])
+    shuffled = jax.tree.map(lambda kept: jnp.concatenate([kept[:, :, order], empty], axis=2), fresh)
+    second, _ = extend(
+        np.concatenate([TOKENS[:, 5:7], TOKENS[:, :1]], 1), positions(5, 6, -1), shuffled, positions(3, 0, 4, 1, 2, -1, -1, -1)
+    )
+    np.testing.assert_allclose(second[:, :2], expected[:, 5:7], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def without_recomputing(make, draw):
+    return gradients(make, draw)
+
+
+def gradients(make, draw, **changes):
+    model = make(num_layers=4, **changes)
+    tokens = jax.device_put(TOKENS, model.rules("batch", "length"))
+    return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))(draw(model), tokens)
+
+
+@pytest.mark.parametrize(("remat", "unroll"), [("attention", 1), ("block", 1), ("none", 2), ("attention", 3), ("block", 9)])
+def test_recomputing_and_unrolling_change_nothing(make, draw, without_recomputing, remat, unroll):
+    """Three does not divide the four layers, and nine is more than there are."""
+    actual = gradients(make, draw, remat=remat, unroll=unroll)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * np.abs(e).max()), actual, without_recomputing
+    )
+
+
+def test_recomputing_saves_memory(make):
+    """Of the compiled gradients, in bytes of temporaries. Blocks keep [B, L, D] a layer; nothing recomputed keeps far more."""
+
+    def temporary_bytes(remat):
+        model = make(num_layers=16, remat=remat)
+        tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32, sharding=model.rules("batch", "length"))
+        lowered = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1))).lower(model.abstract, tokens)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    none, attention, block = (temporary_bytes(remat) for remat in ("none", "attention", "block"))
+    scores = 16 * 4 * 64 * 64 * 8 * 4  # layers, sequences, queries, keys, heads, bytes: kept at least once without recomputing
+    assert attention <= none - scores
+    assert block < 0.5 * attention
