@@ -197,11 +197,13 @@ class Experiment(_Checked):
             raise ConfigError(f"name must be a plain word, it names the run folder; not {self.name!r}")
         if self.data.batch_size % self.train.microbatches:
             raise ConfigError(
-                f"data.batch_size={self.data.batch_size} does not divide into train.microbatches={self.train.microbatches}"
+                f"data.batch_size={self.data.batch_size} does not divide into "
+                f"train.microbatches={self.train.microbatches}"
             )
         if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps > self.train.num_steps:
             raise ConfigError(
-                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must not exceed train.num_steps={self.train.num_steps}"
+                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must not exceed "
+                f"train.num_steps={self.train.num_steps}"
             )
 
 

@@ -38,7 +38,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     shape = axis_sizes(config, jax.device_count())
     needed = int(np.prod(shape))
     if needed < jax.device_count() and jax.process_count() > 1:
-        raise ConfigError(f"the mesh takes {needed} of {jax.device_count()} devices; with several processes it must take all")
+        raise ConfigError(
+            f"the mesh takes {needed} of {jax.device_count()} devices; with several processes it must take all"
+        )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=jax.devices()[:needed])
 
 
@@ -48,7 +50,10 @@ def abstract_mesh(config: MeshConfig, num_devices: int = 1) -> AbstractMesh:
 
 
 def join_processes(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Connects the processes of one program, before any device is touched.
 

@@ -50,7 +50,9 @@ class Rules:
                 raise ConfigError(f"sharding rules name no dimension '{name}'{nearest(name, NAMES)}")
             for axis in axes:
                 if axis not in self.mesh.axis_names:
-                    raise ConfigError(f"sharding rules put '{name}' on axis '{axis}'{nearest(axis, self.mesh.axis_names)}")
+                    raise ConfigError(
+                        f"sharding rules put '{name}' on axis '{axis}'{nearest(axis, self.mesh.axis_names)}"
+                    )
 
     def __call__(self, *names: str | None) -> NamedSharding:
         """The sharding of an array with these dimensions; None is a dimension kept whole.
@@ -59,7 +61,7 @@ class Rules:
         """
         table = dict(self.table)
         taken: dict[str, str] = {}
-        entries: list[None | str | Axes] = []
+        entries: list[str | Axes | None] = []
         for name in names:
             if name is None:
                 entries.append(None)
@@ -69,7 +71,9 @@ class Rules:
             axes = table.get(name, ())
             for axis in axes:
                 if axis in taken:
-                    raise ConfigError(f"dimensions '{taken[axis]}' and '{name}' of one array both lie on mesh axis '{axis}'")
+                    raise ConfigError(
+                        f"dimensions '{taken[axis]}' and '{name}' of one array both lie on mesh axis '{axis}'"
+                    )
                 taken[axis] = name
             entries.append(axes[0] if len(axes) == 1 else axes or None)
         return NamedSharding(self.mesh, PartitionSpec(*entries))

@@ -1,7 +1,7 @@
 """PaLM 540B: pathways-lm train configs/palm/540b.py
 
-Reproduces: PaLM 540B (arXiv:2204.02311, table 1 and section 5): 540.35 B parameters, 256k vocabulary, sequences of 2,048.
-Needs: an accelerator mesh with about 8.7 TB for parameters and Adafactor's two moments in fp32, and the corpus and its
+Reproduces: PaLM 540B (arXiv:2204.02311, table 1 and section 5): 540.35 B parameters, 256k vocabulary, length 2,048.
+Needs: an accelerator mesh with about 6.5 TB for parameters and Adafactor's two moments in fp32, and the corpus and its
 SentencePiece vocabulary named with --set data.files=… --set data.vocabulary=….
 The paper's batch grows from 512 over 1,024 to 2,048 sequences; this is the final one.
 The paper's 12-way tensor axis does not divide 256,000 rows, so this one is 8-way; for 12, add 8 unused rows:

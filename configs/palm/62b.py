@@ -1,7 +1,7 @@
 """PaLM 62B: pathways-lm train configs/palm/62b.py
 
-Reproduces: PaLM 62B (arXiv:2204.02311, table 1 and section 5): 62.50 B parameters, 256k vocabulary, sequences of 2,048.
-Needs: an accelerator mesh with about 1 TB for parameters and Adafactor's two moments in fp32, and the corpus and its
+Reproduces: PaLM 62B (arXiv:2204.02311, table 1 and section 5): 62.50 B parameters, 256k vocabulary, length 2,048.
+Needs: an accelerator mesh with about 750 GB for parameters and Adafactor's two moments in fp32, and the corpus and its
 SentencePiece vocabulary named with --set data.files=… --set data.vocabulary=….
 The paper's batch grows from 512 to 1,024 sequences; this is the final one.
 """

@@ -4,7 +4,15 @@ Reproduces: every part of PaLM's recipe (arXiv:2204.02311: architecture, initial
 vocabulary rules) at a size that two CPU cores train in minutes.
 """
 
-from pathways_lm.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
+from pathways_lm.config import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def experiment() -> Experiment:

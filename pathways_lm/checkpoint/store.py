@@ -120,7 +120,9 @@ class Store:
             good = self.steps()
             what = f"checkpoint {step}" if step is not None else "a checkpoint"
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
-            raise CheckpointError(f"{what} could not be written to '{self.folder}': {_first_line(error)}; {last}") from error
+            raise CheckpointError(
+                f"{what} could not be written to '{self.folder}': {_first_line(error)}; {last}"
+            ) from error
 
     def _seal(self) -> None:
         """Writes the seals that are missing, and drops those whose checkpoint is gone. Runs after each rename."""

@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--num-tokens", type=int, default=200, help="most tokens to write (default %(default)s)")
     generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
     generate.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all")
-    generate.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest that add up to this (default %(default)s)")
+    generate.add_argument(
+        "--top-p", type=float, default=0.95, help="keep the likeliest that add up to this (default %(default)s)"
+    )
     generate.add_argument("--seed", type=int, default=0)
 
     _add_run(parsers["evaluate"])

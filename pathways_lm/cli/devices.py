@@ -13,6 +13,8 @@ def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
     # Orbax announces through absl what it sets by itself.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pathways_lm").setLevel(logging.INFO)
     if arguments.cpu_devices is not None:
         if arguments.cpu_devices < 1:
             raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")

@@ -18,9 +18,13 @@ def main(arguments: argparse.Namespace) -> int:
     data = trained.experiment.data
     corpus = prepare(data, trained.experiment.model.vocab_size)
     if corpus.vocabulary.fingerprint != trained.vocabulary.fingerprint:
-        raise CheckpointError(f"the corpus on this machine gives another vocabulary than '{arguments.run}' was trained with")
+        raise CheckpointError(
+            f"the corpus on this machine gives another vocabulary than '{arguments.run}' was trained with"
+        )
     batches = Loader(corpus, data).validation(data.batch_size)
-    scores = Perplexity(trained.model, trained.experiment.train.precision)(trained.params, batches, corpus.validation_bytes)
+    scores = Perplexity(trained.model, trained.experiment.train.precision)(
+        trained.params, batches, corpus.validation_bytes
+    )
     print(f"step {trained.step}")
     print(f"{'loss':>10}  {scores['loss']:.4f} nats/token")
     print(f"{'model':>10}  {scores['bits_per_byte']:.4f} bits/byte")

@@ -1,6 +1,7 @@
 """What training does with the parameters at every validation."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -15,19 +16,20 @@ from pathways_lm.train.loop import Hooks
 
 
 def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loader) -> Hooks:
-    """Perplexity of the whole validation text, and a sample."""
+    """Perplexity of the whole validation text, and a sample. Raises ConfigError for a prompt that is too long."""
     settings = experiment.sample
     perplexity = Perplexity(model, experiment.train.precision)
     held_out = list(loader.validation(experiment.data.batch_size))
     prompt = corpus.vocabulary.encode(settings.prompt)
     generator = Generator(model, corpus.vocabulary.size, experiment.data.sequence_length)
+    generator.room([prompt])
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p)
 
     def validate(params: Params) -> dict[str, float]:
         return perplexity(params, held_out, corpus.validation_bytes)
 
     def sample(params: Params, rng: Array, step: int) -> tuple[str, str]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(rng)), step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(np.asarray(rng))), step)
         tokens = [int(token[0]) for token in generator.stream(params, [prompt], sampler, settings.num_tokens, key)]
         return settings.prompt, corpus.vocabulary.decode(token for token in tokens if token != END)
 

@@ -7,7 +7,7 @@ k * batch_size to (k + 1) * batch_size on any number of hosts, and resuming is a
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -66,7 +66,7 @@ class Loader:
 
         return jax.make_array_from_callback(shape, sharding, shard)
 
-    def batches(self, first_step: int, sharding: Sharding) -> Iterator[jax.Array]:
+    def batches(self, first_step: int, sharding: Sharding) -> Generator[jax.Array, None, None]:
         """The batches from `first_step` on, endlessly, read ahead in a thread that ends with the generator.
 
         What fails while reading is raised here. Close the generator when done: `with contextlib.closing(...)`.

@@ -9,15 +9,15 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import functools  # noqa: E402
-from collections.abc import Iterable, Iterator, Mapping, Sequence  # noqa: E402
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np  # noqa: E402
-import seqio  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import seqio
+import tensorflow as tf
 
-from pathways_lm.data.sources import MIXTURES, Document, sampling_rates  # noqa: E402
-from pathways_lm.data.vocabulary import Vocabulary  # noqa: E402
+from pathways_lm.data.sources import MIXTURES, Document, sampling_rates
+from pathways_lm.data.vocabulary import Vocabulary
 
 # tensorflow would take an accelerator's whole memory away from JAX.
 tf.config.set_visible_devices([], "GPU")
@@ -57,7 +57,12 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         """Ids, int32 [tokens], of one string."""
-        ids = tf.numpy_function(lambda text: np.array(self._encode(text.decode()), np.int32), [s], tf.int32)
+
+        def encode(text: bytes | np.ndarray) -> np.ndarray:
+            data = text if isinstance(text, bytes) else text.item()  # an array where tensorflow runs eagerly
+            return np.array(self._encode(data.decode()), np.int32)
+
+        ids = tf.numpy_function(encode, [s], tf.int32)
         ids.set_shape([None])
         return ids
 

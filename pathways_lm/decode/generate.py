@@ -46,14 +46,7 @@ class Generator:
         Raises:
           ConfigError: a prompt leaves no room in the context.
         """
-        longest = max(len(prompt) for prompt in prompts)
-        # One slot is the beginning's.
-        room = self.context - longest - 1
-        if room < 1:
-            raise ConfigError(
-                f"prompt of {longest} tokens is longer than the context: at most {self.context - 2} fit before the first new token"
-            )
-        num_tokens = min(num_tokens, room)
+        num_tokens = min(num_tokens, self.room(prompts))
         tokens, positions = self._batch(prompts)
         slots = -(-(tokens.shape[1] + num_tokens) // PROMPT_STEP) * PROMPT_STEP
         chosen, at, cache = self._prefill(params, tokens, positions, key, slots=slots, sampler=sampler)
@@ -68,6 +61,18 @@ class Generator:
             yield step
             if ended.all():
                 return
+
+    def room(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many tokens the longest prompt leaves in the context. Raises ConfigError where it is none."""
+        longest = max(len(prompt) for prompt in prompts)
+        # One slot is the beginning's.
+        room = self.context - longest - 1
+        if room < 1:
+            raise ConfigError(
+                f"prompt of {longest} tokens is longer than the context: "
+                f"at most {self.context - 2} fit before the first new token"
+            )
+        return room
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
         """Prompts behind their beginning, set flush right, with their positions; [B, T] each."""
@@ -89,7 +94,9 @@ class Generator:
         sizes = (config.num_layers, tokens.shape[0])
         dtype = params["embedding"]["table"].dtype
         nothing = empty(*sizes, 0, config.head_dim, dtype, rules)
-        logits, fresh = self.model.bind(params).extend(tokens, positions, (nothing.keys, nothing.values), nothing.positions)
+        logits, fresh = self.model.bind(params).extend(
+            tokens, positions, (nothing.keys, nothing.values), nothing.positions
+        )
         cache = write(empty(*sizes, slots, config.head_dim, dtype, rules), fresh, positions)
         at = positions[:, -1:] + 1
         return self._choose(logits, at, key, sampler), at, cache

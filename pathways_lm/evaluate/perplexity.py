@@ -18,7 +18,9 @@ class Perplexity:
 
     def __init__(self, model: Model, precision: str):
         self._rules = model.rules
-        self._score = jax.jit(functools.partial(next_token_sums, model, POLICIES[precision]), out_shardings=model.rules())
+        self._score = jax.jit(
+            functools.partial(next_token_sums, model, POLICIES[precision]), out_shardings=model.rules()
+        )
 
     def __call__(self, params: Params, batches: Iterable[np.ndarray], num_bytes: int) -> dict[str, float]:
         """`loss` in nats per token and `bits_per_byte` over all batches.
@@ -29,8 +31,8 @@ class Perplexity:
             that the bits are those of a code from which the documents could be read back.
         """
         parts = [self._score(params, self._place(batch)) for batch in batches]
-        sums = [Sums(*map(float, part)) for part in jax.device_get(parts)]
-        nll, tokens = sum(part.nll for part in sums), sum(part.tokens for part in sums)
+        sums: list[Sums] = jax.device_get(parts)
+        nll, tokens = sum(float(part.nll) for part in sums), sum(float(part.tokens) for part in sums)
         return {"loss": nll / tokens, "bits_per_byte": nll / math.log(2) / num_bytes}
 
     def _place(self, batch: np.ndarray) -> Array:

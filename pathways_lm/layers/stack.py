@@ -17,7 +17,9 @@ class Stack(nnx.Module):
       unroll: layers per iteration of the scan.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs, recompute: bool, unroll: int):
+    def __init__(
+        self, build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs, recompute: bool, unroll: int
+    ):
         layout: list[nnx.GraphDef] = []
 
         def initialise(key: Array) -> nnx.State:

@@ -42,7 +42,9 @@ class Decoder(nnx.Module):
         x, _ = self.blocks(self.embedding.encode(tokens_BL), *self._context(positions, positions))
         return self.embedding.decode(self.norm(x))
 
-    def extend(self, tokens_BL: Array, positions_BL: Array, cached: KeyValue, cached_positions_BS: Array) -> tuple[Array, KeyValue]:
+    def extend(
+        self, tokens_BL: Array, positions_BL: Array, cached: KeyValue, cached_positions_BS: Array
+    ) -> tuple[Array, KeyValue]:
         """Logits after each of `tokens_BL`, which follow the cached positions.
 
         Args:

@@ -48,7 +48,11 @@ def as_text(model: Model) -> str:
     """The table for people, with the total below."""
     rows = inventory(model)
     header = ("path", "shape", "spec", "init std", "count")
-    cells = [header] + [(r.path, str(r.shape), r.spec, f"{r.std:.6g}" if r.std else "ones", f"{r.count:,}") for r in rows]
+    cells = [header] + [
+        (r.path, str(r.shape), r.spec, f"{r.std:.6g}" if r.std else "ones", f"{r.count:,}") for r in rows
+    ]
     cells.append(("total", "", "", "", f"{num_params(model):,}"))
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )

@@ -1,11 +1,11 @@
 """Curves of a run: SVG for the page, one PNG for a README.
 
 Every colour is written into the SVG as a CSS variable with the light colour as its fallback, so that
-one picture follows the page from light to dark. Hues are Okabe and Ito's, told apart without red or green.
+one picture follows the page from light to dark. Blue and vermilion are those of Okabe and Ito, which
+colour-blind readers tell apart.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ COLOURS = {
     "restart": "#b08a3e",
 }
 _BUCKETS = 500
-"""Points a curve may have. Longer ones are drawn by the extremes and the median of each bucket of rows."""
+"""Groups of rows into which a longer curve is cut; each is drawn by its extremes and its median."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _draw(axes: Axes, run: Run, recipe: _Recipe) -> bool:
 
 
 def _draw_loss(axes: Axes, run: Run) -> None:
+    """The labelled curves decide the frame: a single spike of the faint one may leave it."""
     _draw_loss_on_log_steps(axes, run)
     axes.set_xscale("linear")
     _frame(axes, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
@@ -180,8 +181,8 @@ def _frame(axes: Axes, lines: Iterable[Line2D], shown: Iterable[float] = ()) -> 
     steps, values = points[np.isfinite(points[:, 1])].T
     if not len(values):
         return
-    low = min(values.min(), *shown, math.inf)
-    high = max(values[steps >= 0.05 * steps.max()].max(), *shown, -math.inf)
+    low = min([values.min(), *shown])
+    high = max([values[steps >= 0.05 * steps.max()].max(), *shown])
     if low < high:
         room = 0.09 * (high - low)
         axes.set_ylim(low - room, high + room)
@@ -196,6 +197,9 @@ def _smooth_curve(axes: Axes, run: Run, key: str) -> None:
 
 def _validation_curve(axes: Axes, run: Run, key: str, label: str | None = None) -> None:
     steps, values = series(run.validation, key)
+    if len(steps) > 1:
+        # A line from the untrained model to the first validation after it would tell of a course nobody measured.
+        steps, values = steps[steps > 0], values[steps > 0]
     if not np.isfinite(values).any():
         return
     marker = "o" if len(steps) <= 60 else ""
@@ -273,7 +277,8 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.left": False,
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.facecolor": COLOURS["card"],
     "legend.labelcolor": COLOURS["ink"],
     "lines.markersize": 4,
     "xtick.color": COLOURS["ink"],

@@ -14,10 +14,10 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """The peak of the longest known name that the device's kind starts with; None where it is not known."""
+def peak_flops(device_kind: str, num_devices: int = 1) -> float | None:
+    """The peak of so many devices of the longest known name that their kind starts with; None where it is not known."""
     known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    return num_devices * PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 def flops_per_token(model: ModelConfig, num_params: int, sequence_length: int) -> float:

@@ -1,26 +1,26 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, and a progress bar."""
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pathways_lm.train.files import Events, Lines
+
 
 class Log:
-    """Writes each figure once, in the order it came, flushed at once: a kill loses none."""
+    """Writes each figure once, in the order it came, at once: a kill loses none.
+
+    Raises OSError where the run folder cannot be written.
+    """
 
     def __init__(self, metrics: Path, samples: Path, tensorboard: Path, console: Console, total_steps: int, step: int):
-        # Protobuf is half of this import's time, and only the process that logs needs it.
-        from tensorboardX import SummaryWriter
-
         self.console = console
-        self._metrics = _open_lines(metrics)
-        self._samples = _open_lines(samples)
-        self._tensorboard = SummaryWriter(str(tensorboard))
+        self._metrics = Lines(metrics)
+        self._samples = Lines(samples)
+        self._tensorboard = Events(tensorboard)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -37,7 +37,9 @@ class Log:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         self._metrics.close()
         self._samples.close()
@@ -66,20 +68,16 @@ class Log:
 
     def event(self, step: int, what: str, detail: str = "") -> None:
         """Something that happened to the run."""
-        self._metrics.write(_line({"kind": "event", "step": step, "time": time.time(), "what": what, "detail": detail}))
-        self._metrics.flush()
+        self._metrics.add({"kind": "event", "step": step, "time": time.time(), "what": what, "detail": detail})
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Text written by the model."""
-        self._samples.write(_line({"step": step, "time": time.time(), "prompt": prompt, "text": text}))
-        self._samples.flush()
-        self._tensorboard.add_text("sample", f"```\n{prompt}{text}\n```", step)
+        self._samples.add({"step": step, "time": time.time(), "prompt": prompt, "text": text})
+        self._tensorboard.text(step, "sample", f"```\n{prompt}{text}\n```")
 
     def _write(self, kind: str, step: int, figures: dict[str, float]) -> None:
-        self._metrics.write(_line({"kind": kind, "step": step, "time": time.time(), **figures}))
-        self._metrics.flush()
-        for name, value in figures.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        self._metrics.add({"kind": kind, "step": step, "time": time.time(), **figures})
+        self._tensorboard.scalars(step, {f"{kind}/{name}": value for name, value in figures.items()})
 
 
 class Silence:
@@ -102,18 +100,3 @@ class Silence:
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         return None
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
-
-
-def _open_lines(path: Path) -> IO[str]:
-    """A JSON-lines file to append to. A last line that a kill cut short is ended, so that the next stays whole."""
-    file = path.open("a+b")
-    if file.tell():
-        file.seek(-1, 2)
-        if file.read() != b"\n":
-            file.write(b"\n")
-    file.close()
-    return path.open("a", encoding="utf-8")

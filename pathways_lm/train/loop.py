@@ -77,7 +77,11 @@ class Meter:
         figures = {name: float(value) for name, value in rows[-1].items() if name != "batch_tokens"}
         figures |= {name: sum(float(row[name]) for row in rows) / count for name in AVERAGED}
         rate = count * self.workload.tokens_per_step / seconds
-        figures |= {"tokens": step * self.workload.tokens_per_step, "tokens_per_second": rate, "step_seconds": seconds / count}
+        figures |= {
+            "tokens": step * self.workload.tokens_per_step,
+            "tokens_per_second": rate,
+            "step_seconds": seconds / count,
+        }
         if self.workload.peak_flops:
             figures["mfu"] = rate * self.workload.flops_per_token / self.workload.peak_flops
         self.log.train(step, figures)
@@ -135,8 +139,11 @@ def run(
                     log.event(step, "stop", f"signal {stop.signal}")
                     return state, stop.signal
             store.wait()
+            log.event(config.num_steps, "stop", "all steps done")
     except OSError as error:
-        raise CheckpointError(f"run folder '{store.folder.parent}' cannot be written: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"run folder '{store.folder.parent}' cannot be written: {error.strerror or error}"
+        ) from error
     return state, None
 
 

@@ -44,12 +44,14 @@ def leading_layers(model: Model) -> Params:
 class AdafactorState(NamedTuple):
     """Number of updates done; momentum and second moment shaped as the parameters, fp32."""
 
-    count: Array
+    step: Array
     momentum: Params
     second_moment: Params
 
 
-def palm_adafactor(schedule: Schedule, beta1: float, weight_decay: float, stacked: Params) -> optax.GradientTransformation:
+def palm_adafactor(
+    schedule: Schedule, beta1: float, weight_decay: float, stacked: Params
+) -> optax.GradientTransformation:
     """PaLM's Adafactor: not factored, with parameter scaling (section 5.1; semantics of T5X).
 
     At update k, with rate r = schedule(k) and second-moment decay b2 = 1 - k^-0.8:
@@ -72,10 +74,12 @@ def palm_adafactor(schedule: Schedule, beta1: float, weight_decay: float, stacke
 
     def update(grads: Params, state: AdafactorState, params: Params | None = None) -> tuple[Params, AdafactorState]:
         assert params is not None
-        k = state.count + 1
+        k = state.step + 1
         rate = schedule(k)
         beta2 = 1.0 - k.astype(jnp.float32) ** -0.8
-        second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * (jnp.square(g) + 1e-30), state.second_moment, grads)
+        second = jax.tree.map(
+            lambda v, g: beta2 * v + (1 - beta2) * (jnp.square(g) + 1e-30), state.second_moment, grads
+        )
 
         def momentum(m: Array, g: Array, v: Array, p: Array, lead: int) -> Array:
             rms = jnp.sqrt(jnp.mean(jnp.square(p), axis=tuple(range(lead, p.ndim)), keepdims=True))

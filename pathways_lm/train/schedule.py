@@ -14,7 +14,7 @@ Schedule = Callable[[Array], Array]
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     """The rate at update k.
 
-    `rsqrt`: rate * min(1, sqrt(hold / k)). PaLM section 5.1 is rate 1e-2 and hold 10,000, that is 1 / sqrt(max(k, 10^4)).
+    `rsqrt`: rate * min(1, sqrt(hold / k)). PaLM section 5.1, 1 / sqrt(max(k, 10^4)), is rate 1e-2 and hold 10,000.
     `cosine`: a linear warm-up over `hold_steps`, then a cosine to a tenth of the rate at `num_steps`.
     """
     rate, hold = config.learning_rate, config.hold_steps

@@ -72,7 +72,9 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
     return step
 
 
-def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformation, batch_shape: tuple[int, int]) -> Any:
+def compile_step(
+    step: Step, model: Model, optimizer: optax.GradientTransformation, batch_shape: tuple[int, int]
+) -> Any:
     """The step compiled for its mesh; the old state's memory becomes the new one's."""
     state = abstract_state(model, optimizer)
     tokens = jax.ShapeDtypeStruct(batch_shape, jnp.int32, sharding=model.rules("batch", "length"))

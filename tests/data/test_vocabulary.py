@@ -161,7 +161,7 @@ def test_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"pad_id": -1, "eos_id": 0}, r"has padding id -1; it must be 0 \(train it with pad_id=0\)$"),
         ({"eos_id": -1, "unk_id": 1}, r"has no end-of-document token \(train it with eos_id=1\)$"),

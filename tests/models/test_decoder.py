@@ -107,7 +107,7 @@ def test_extend_continues_a_cached_prefix(make, draw):
     def positions(*numbers):
         return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
 
-    empty = jnp.full((config.num_layers, 2, 3, config.head_dim), jnp.nan_to_num(jnp.inf))
+    empty = jnp.full((config.num_layers, 2, 3, config.head_dim), 100.0)
     first, fresh = extend(TOKENS[:, :5], positions(0, 1, 2, 3, 4), (empty, empty), positions(-1, -1, -1))
     np.testing.assert_allclose(first, expected[:, :5], atol=1e-5 * np.abs(expected).max())
 
@@ -125,14 +125,14 @@ def without_recomputing(make, draw):
 
 
 def gradients(make, draw, **changes):
-    model = make(num_layers=4, **changes)
+    model = make(**changes)
     tokens = jax.device_put(TOKENS, model.rules("batch", "length"))
     return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))(draw(model), tokens)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("attention", 1), ("block", 1), ("none", 2), ("attention", 3), ("block", 9)])
+@pytest.mark.parametrize(("remat", "unroll"), [("attention", 1), ("none", 2), ("block", 9)])
 def test_recomputing_and_unrolling_change_nothing(make, draw, without_recomputing, remat, unroll):
-    """Three does not divide the four layers, and nine is more than there are."""
+    """Two does not divide the three layers, and nine is more than there are."""
     actual = gradients(make, draw, remat=remat, unroll=unroll)
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * np.abs(e).max()), actual, without_recomputing

@@ -131,7 +131,7 @@ def test_a_run_that_diverged_has_a_page(run_folder: Path, plausible: SimpleNames
     rows = [{**row, "loss": math.nan, "bits_per_byte": math.nan} if row["step"] > 50 else row for row in plausible.rows]
     plausible.write_lines(run_folder / "metrics.jsonl", rows)
     found = written(run_folder)
-    assert found.cards["Validation loss"] == "nannats per token"
+    assert found.cards["Validation loss"] == "nannats per token · best 15.9000 at step 0"
     assert found.cards["Bits per byte"] == "nan"
     assert "Loss" in found.texts["h3"]
 

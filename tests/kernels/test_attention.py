@@ -1,0 +1,69 @@
+"""Multi-query attention against loops in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pathways_lm.config import MeshConfig
+from pathways_lm.kernels.attention import multi_query_attention
+from pathways_lm.mesh import make_mesh
+from pathways_lm.sharding import make_rules
+
+B, T, S, N, H = 4, 5, 7, 4, 6
+
+
+def by_loops(q, k, v, mask):
+    """One query of one head at a time, in float64; each looks only at the keys that its mask allows."""
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        seen = np.flatnonzero(mask[b if mask.shape[0] > 1 else 0, t])
+        scores = np.array([np.dot(q[b, t, n], k[b, s]) / np.sqrt(q.shape[-1]) for s in seen])
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = sum(w * v[b, s] for w, s in zip(weights / weights.sum(), seen, strict=True))
+    return out
+
+
+def inputs(mask_batch: int, scale: float = 1.0):
+    random = np.random.default_rng(0)
+    q, k, v = (random.normal(size=shape).astype(np.float32) for shape in ((B, T, N, H), (B, S, H), (B, S, H)))
+    mask = random.random((mask_batch, T, S)) < 0.5
+    mask[:, :, 2] = True
+    return q * np.float32(scale), k, v, mask
+
+
+def on(data: int, tensor: int, q, k, v, mask):
+    rules = make_rules("palm_2d", make_mesh(MeshConfig(data=data, tensor=tensor)))
+    whole = rules("batch", "length", None)
+    q = jax.device_put(q, rules("batch", "length", "heads", None))
+    k, v = jax.device_put((k, v), whole)
+    mask = jax.device_put(mask, whole if mask.shape[0] > 1 else rules())
+    out = jax.jit(multi_query_attention, static_argnums=4)(q, k, v, mask, rules)
+    assert out.sharding.spec == rules("batch", "length", "heads", None).spec
+    return out
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize("mask_batch", [B, 1], ids=["a mask each", "one mask"])
+def test_against_loops(mask_batch, data, tensor):
+    args = inputs(mask_batch)
+    np.testing.assert_allclose(on(data, tensor, *args), by_loops(*args), atol=2e-6)
+
+
+def test_large_scores():
+    """Scores in the thousands: the softmax takes off the largest one first."""
+    args = inputs(B, scale=3000.0)
+    actual = on(1, 1, *args)
+    assert np.all(np.isfinite(actual))
+    np.testing.assert_allclose(actual, by_loops(*args), atol=1e-3)
+
+
+def test_bf16_softmax_is_fp32():
+    """256 equal keys: in bf16 the sum of weights would stop growing at 256 times a half ulp, far from one."""
+    rules = make_rules("palm_2d", make_mesh(MeshConfig(data=1, tensor=1)))
+    q, k = jnp.zeros((1, 1, 1, 2), jnp.bfloat16), jnp.zeros((1, 1000, 2), jnp.bfloat16)
+    v = jnp.ones((1, 1000, 2), jnp.bfloat16)
+    q, k, v, mask = jax.device_put((q, k, v, jnp.ones((1, 1, 1000), bool)), rules())
+    out = jax.jit(multi_query_attention, static_argnums=4)(q, k, v, mask, rules)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=2**-8)

@@ -1,0 +1,41 @@
+"""The attention layer with a cache, one token at a time, against all positions at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pathways_lm.config import MeshConfig
+from pathways_lm.layers.attention import Attention
+from pathways_lm.layers.mask import causal
+from pathways_lm.layers.position import rotary_angles
+from pathways_lm.mesh import make_mesh
+from pathways_lm.sharding import make_rules
+
+L = 5
+
+
+def test_one_token_at_a_time(tiny):
+    """tests/models compares the whole with numpy; here the cached keys, already turned, must serve later queries."""
+    config = tiny()
+    layer = Attention(config, nnx.Rngs(0), make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
+    h = jnp.asarray(np.random.default_rng(0).normal(size=(2, L, config.embed_dim)), jnp.float32)
+
+    @jax.jit
+    def attend(h, positions, key_positions, cached):
+        angles = rotary_angles(positions, config.head_dim, config.rope_base)
+        return layer(h, angles, causal(positions, key_positions), cached)
+
+    everywhere = jnp.arange(L)[None]
+    whole, (keys, values) = attend(h, everywhere, everywhere, None)
+    assert keys.shape == values.shape == (2, L, config.head_dim)
+    # The last slot is the token's own; an unused one holds a number that would show.
+    cache = [jnp.full((2, L, config.head_dim), 50.0) for _ in range(2)]
+    filled = jnp.full((1, L), -1)
+    for t in range(L):
+        at = jnp.array([[t]])
+        out, (k, v) = attend(h[:, t : t + 1], at, jnp.concatenate([filled, at], 1), tuple(cache))
+        np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-6 * np.abs(whole).max())
+        np.testing.assert_allclose(k[:, 0], keys[:, t], atol=1e-5)
+        cache = [old.at[:, t].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True)]
+        filled = filled.at[0, t].set(t)

@@ -1,0 +1,42 @@
+"""A stack is its layers one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pathways_lm.layers.stack import Stack
+
+
+class Layer(nnx.Module):
+    """x -> tanh(x w) + shared + own, and reports the sum of its input."""
+
+    def __init__(self, rngs):
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (4, 4)), dims=("embed", "embed"), std=1.0)
+
+    def __call__(self, x, shared, own):
+        return jnp.tanh(x @ self.weight[...]) + shared + own, x.sum()
+
+
+def loop(weights, x, shared, own):
+    sums = []
+    for weight, mine in zip(weights, own, strict=True):
+        sums.append(x.sum())
+        x = np.tanh(x @ weight) + shared + mine
+    return x, np.array(sums)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("unroll", [1, 2, 5])
+def test_equals_a_loop(recompute, unroll):
+    stack = Stack(Layer, 5, nnx.Rngs(0), recompute, unroll)
+    weights = np.asarray(stack.layers.weight[...])
+    assert weights.shape == (5, 4, 4)
+    assert len(np.unique(weights)) == weights.size
+    random = np.random.default_rng(0)
+    x, shared, own = (random.normal(size=shape).astype(np.float32) for shape in ((3, 4), (4,), (5, 4)))
+    actual, sums = jax.jit(lambda x, shared, own: stack(x, shared, per_layer=own))(x, shared, own)
+    expected, expected_sums = loop(weights, x, shared, own)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_allclose(sums, expected_sums, atol=1e-5)

@@ -1,0 +1,76 @@
+"""Loss sums against numpy in float64, with padding, and cut into microbatches."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from pathways_lm.config import TrainConfig
+from pathways_lm.train.losses import next_token_sums
+from pathways_lm.train.precision import POLICIES
+from pathways_lm.train.step import gradient_sums
+
+
+def batch() -> np.ndarray:
+    """Eight rows with 10, 9 ... 3 tokens before their padding: microbatches have unequal numbers of tokens."""
+    tokens = np.random.default_rng(5).integers(1, 264, (8, 10), dtype=np.int32)
+    for row in range(8):
+        tokens[row, 10 - row :] = 0
+    return tokens
+
+
+def sums(model, params, tokens):
+    placed = jax.device_put(tokens, model.rules("batch", "length"))
+    return jax.device_get(jax.jit(partial(next_token_sums, model, POLICIES["fp32"]))(params, placed))
+
+
+def test_sums_are_those_of_numpy(make, draw):
+    """Each token scored from the logits after the one before it; the first from those after token 0."""
+    model, tokens = make(), batch()
+    params = draw(model)
+    shifted = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+    placed = jax.device_put(shifted, model.rules("batch", "length"))
+    logits = np.asarray(jax.jit(lambda p, t: model.bind(p)(t))(params, placed), np.float64)
+    nll = log_z_squared = count = 0
+    for row in range(8):
+        for at in range(10 - row):
+            log_z = np.log(np.exp(logits[row, at]).sum())
+            nll += log_z - logits[row, at, tokens[row, at]]
+            log_z_squared += log_z**2
+            count += 1
+    actual = sums(model, params, tokens)
+    np.testing.assert_allclose(actual.nll, nll, rtol=1e-6)
+    np.testing.assert_allclose(actual.log_z_squared, log_z_squared, rtol=1e-6)
+    assert actual.tokens == count == 52
+
+
+def test_padding_weighs_nothing(make, draw):
+    """Three more tokens of padding to each row, and a row of nothing else."""
+    model, tokens = make(), batch()
+    params = draw(model)
+    padded = np.pad(tokens, ((0, 1), (0, 3)))
+    np.testing.assert_allclose(sums(model, params, padded), sums(model, params, tokens), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def at_once(make, draw):
+    return gradients(make, draw, 1)
+
+
+def gradients(make, draw, microbatches):
+    model = make()
+    tokens = jax.device_put(batch(), model.rules("batch", "length"))
+    config = TrainConfig(num_steps=1, microbatches=microbatches)
+    return jax.device_get(jax.jit(partial(gradient_sums, model, config))(draw(model), tokens))
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_change_nothing(make, draw, at_once, microbatches):
+    grads, actual = gradients(make, draw, microbatches)
+    np.testing.assert_allclose(actual, at_once[1], rtol=1e-6)
+    # By length, not by element: in fp32 a sum of hundreds of terms in another order differs in the last bits.
+    error = jax.tree.map(lambda a, e: np.linalg.norm(a - e) / np.linalg.norm(e), grads, at_once[0])
+    assert max(jax.tree.leaves(error)) <= 1e-6
+    norms = [np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(tree))) for tree in (grads, at_once[0])]
+    np.testing.assert_allclose(*norms, rtol=1e-6)
