@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,6 +91,14 @@ class RunFolder:
         file.write(f"process {os.getpid()}")
         file.flush()
         return file
+
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        """Tells a failed write, of a full disk for one, as a CheckpointError."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"run folder '{self.path}' cannot be written: {error.strerror or error}") from error
 
     def write_json(self, path: Path, value: Any) -> None:
         """Writes one of the folder's JSON files."""

@@ -106,13 +106,6 @@ class Store:
             raise CheckpointError(f"all checkpoints in '{self.folder}' are damaged: steps {', '.join(map(str, steps))}")
         return None
 
-    def facts(self) -> dict[str, Any] | None:
-        """The facts of the newest checkpoint, without its arrays; None where there is none."""
-        steps = self.steps()
-        if not steps:
-            return None
-        return self._manager.restore(steps[-1], args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
-
     def _guard(self, action: Callable[[], Any], step: int | None) -> None:
         try:
             action()

@@ -13,7 +13,7 @@ def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
     # Orbax announces through absl what it sets by itself.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("pathways_lm").setLevel(logging.INFO)
     if arguments.cpu_devices is not None:
         if arguments.cpu_devices < 1:

@@ -8,7 +8,7 @@ import jax
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.trained import load_trained
-from pathways_lm.decode.generate import END, Generator
+from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 
@@ -21,18 +21,19 @@ def main(arguments: argparse.Namespace) -> int:
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
     trained = load_trained(arguments.run, arguments.overrides)
     vocabulary = trained.vocabulary
-    generator = Generator(trained.model, vocabulary.size, trained.experiment.data.sequence_length)
+    generator = Generator(trained.model, vocabulary.size, vocabulary.eod_id, trained.experiment.data.sequence_length)
     prompts = [vocabulary.encode(prompt) for prompt in arguments.prompt]
+    generator.room(prompts)
     steps = generator.stream(trained.params, prompts, sampler, arguments.num_tokens, jax.random.key(arguments.seed))
     if len(prompts) == 1:
         sys.stdout.write(arguments.prompt[0])
-        for text in vocabulary.stream(int(step[0]) for step in steps if step[0] != END):
+        for text in vocabulary.stream(int(step[0]) for step in steps):
             sys.stdout.write(text)
             sys.stdout.flush()
         print()
         return 0
     written = list(steps)
     for row, prompt in enumerate(arguments.prompt):
-        print(prompt + vocabulary.decode(int(step[row]) for step in written if step[row] != END))
+        print(prompt + vocabulary.decode(int(step[row]) for step in written))
         print("-" * 80)
     return 0

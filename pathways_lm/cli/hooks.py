@@ -8,7 +8,7 @@ from jax import Array
 from pathways_lm.config import Experiment
 from pathways_lm.data.cache import Corpus
 from pathways_lm.data.loader import Loader
-from pathways_lm.decode.generate import END, Generator
+from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.evaluate.perplexity import Perplexity
 from pathways_lm.models.decoder import Model, Params
@@ -21,7 +21,9 @@ def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loa
     perplexity = Perplexity(model, experiment.train.precision)
     held_out = list(loader.validation(experiment.data.batch_size))
     prompt = corpus.vocabulary.encode(settings.prompt)
-    generator = Generator(model, corpus.vocabulary.size, experiment.data.sequence_length)
+    vocabulary = corpus.vocabulary
+    generator = Generator(model, vocabulary.size, vocabulary.eod_id, experiment.data.sequence_length)
+    # Told now, not when all is compiled.
     generator.room([prompt])
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p)
 
@@ -31,6 +33,6 @@ def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loa
     def sample(params: Params, rng: Array, step: int) -> tuple[str, str]:
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(np.asarray(rng))), step)
         tokens = [int(token[0]) for token in generator.stream(params, [prompt], sampler, settings.num_tokens, key)]
-        return settings.prompt, corpus.vocabulary.decode(token for token in tokens if token != END)
+        return settings.prompt, vocabulary.decode(tokens)
 
     return Hooks(validate, sample, dict(corpus.yardsticks))

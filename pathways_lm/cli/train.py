@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     changes = folder.changes(experiment)
     first = jax.process_index() == 0
     console = Console(quiet=not first)
-    with ExitStack() as stack:
+    with folder.writable(), ExitStack() as stack:
         rules = make_rules(experiment.mesh.rules, make_mesh(experiment.mesh))
         check_fit(experiment, rules)
         if first:
@@ -70,7 +70,8 @@ def main(arguments: argparse.Namespace) -> int:
         # matplotlib takes a second to import; training must not wait for it.
         from pathways_lm.report.page import write_report
 
-        console.print(f"report: {write_report(folder.path)}", highlight=False, soft_wrap=True)
+        with folder.writable():
+            console.print(f"report: {write_report(folder.path)}", highlight=False, soft_wrap=True)
     if signal is None:
         return 0
     console.print("saved and stopped; the same command goes on from here")

@@ -1,8 +1,7 @@
 """A trained run, loaded to be used."""
 
+import sys
 from typing import NamedTuple
-
-from rich.console import Console
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
@@ -42,8 +41,7 @@ def load_trained(run: str, overrides: list[str]) -> Trained:
     vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size)
     model = Model(experiment.model, rules)
     store = Store(folder.path, readonly=True)
-    warn = Console(stderr=True)
-    restored = store.restore({"params": model.abstract}, lambda step, problem: warn.print(problem, style="yellow"))
+    restored = store.restore({"params": model.abstract}, lambda step, problem: print(problem, file=sys.stderr))
     store.close()
     if restored is None:
         raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")

@@ -15,7 +15,6 @@ from pathways_lm.errors import ConfigError
 from pathways_lm.models.decoder import Model, Params
 
 BEGINNING = 0
-END = 1
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_STEP = 32
 
@@ -26,12 +25,14 @@ class Generator:
     Args:
       model: layout and mesh; the batch is filled up to what the mesh needs.
       vocabulary_size: pieces of the vocabulary. The model may have more rows; they are never drawn.
+      end: the token that ends a document, and with it a continuation.
       context: most tokens of a sequence, prompt and continuation together.
     """
 
-    def __init__(self, model: Model, vocabulary_size: int, context: int):
+    def __init__(self, model: Model, vocabulary_size: int, end: int, context: int):
         self.model = model
         self.vocabulary_size = vocabulary_size
+        self.end = end
         self.context = context
         self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"))
         self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache")
@@ -41,7 +42,7 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         """Yields the next token of every prompt, int32 [number of prompts], until all have ended.
 
-        A sequence that has ended goes on yielding END.
+        A sequence that has ended goes on yielding `end`.
 
         Raises:
           ConfigError: a prompt leaves no room in the context.
@@ -56,8 +57,8 @@ class Generator:
             if index + 1 < num_tokens:
                 # The device is at the next step while this one is read and shown.
                 chosen, at, cache = self._step(params, previous, at, cache, key, sampler=sampler)
-            step = np.where(ended, END, np.asarray(_local(previous))[: len(prompts)])
-            ended |= step == END
+            step = np.where(ended, self.end, np.asarray(_local(previous))[: len(prompts)])
+            ended |= step == self.end
             yield step
             if ended.all():
                 return

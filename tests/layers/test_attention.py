@@ -29,13 +29,14 @@ def test_one_token_at_a_time(tiny):
     everywhere = jnp.arange(L)[None]
     whole, (keys, values) = attend(h, everywhere, everywhere, None)
     assert keys.shape == values.shape == (2, L, config.head_dim)
-    # The last slot is the token's own; an unused one holds a number that would show.
-    cache = [jnp.full((2, L, config.head_dim), 50.0) for _ in range(2)]
-    filled = jnp.full((1, L), -1)
+    # An unused slot holds a number that would show.
+    cache = [np.full((2, L, config.head_dim), 50.0, np.float32) for _ in range(2)]
+    filled = np.full((1, L), -1)
     for t in range(L):
-        at = jnp.array([[t]])
-        out, (k, v) = attend(h[:, t : t + 1], at, jnp.concatenate([filled, at], 1), tuple(cache))
+        at = np.array([[t]])
+        out, fresh = attend(h[:, t : t + 1], at, np.concatenate([filled, at], 1), tuple(cache))
         np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-6 * np.abs(whole).max())
-        np.testing.assert_allclose(k[:, 0], keys[:, t], atol=1e-5)
-        cache = [old.at[:, t].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True)]
-        filled = filled.at[0, t].set(t)
+        np.testing.assert_allclose(fresh[0][:, 0], keys[:, t], atol=1e-5)
+        for slots, new in zip(cache, fresh, strict=True):
+            slots[:, t] = new[:, 0]
+        filled[0, t] = t

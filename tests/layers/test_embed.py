@@ -11,22 +11,28 @@ from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
 
-@pytest.mark.parametrize(("preset", "data", "tensor"), [("palm_2d", 1, 1), ("palm_2d", 2, 4), ("fsdp", 4, 2), ("tensor_parallel", 1, 8)])
+@pytest.mark.parametrize(
+    ("preset", "data", "tensor"), [("palm_2d", 1, 1), ("palm_2d", 2, 4), ("fsdp", 4, 2), ("tensor_parallel", 1, 8)]
+)
 def test_rows_and_scaled_products(preset, data, tensor):
     """PaLM section 5.1: input embeddings are not scaled, logits are, by 1 / sqrt(D)."""
     rules = make_rules(preset, make_mesh(MeshConfig(data=data, tensor=tensor)))
-    layer = Embedding(264, 16, nnx.Rngs(0), rules)
-    table = np.asarray(layer.table[...])
     random = np.random.default_rng(0)
+    table, x = random.normal(size=(264, 16)).astype(np.float32), random.normal(size=(8, 5, 16)).astype(np.float32)
     tokens = random.integers(0, 264, (8, 5), dtype=np.int32)
     tokens[0, :2] = 0, 263
-    x = random.normal(size=(8, 5, 16)).astype(np.float32)
 
-    rows = jax.jit(layer.encode)(jax.device_put(tokens, rules("batch", "length")))
+    @jax.jit
+    def both(seed, table, tokens, x):
+        layer = Embedding(264, 16, nnx.Rngs(params=jax.random.key(seed)), rules)
+        layer.table[...] = table
+        return layer.encode(tokens), layer.decode(x)
+
+    dims = ((), ("vocab", "embed"), ("batch", "length"), ("batch", "length", "residual"))
+    placed = jax.device_put((np.uint32(0), table, tokens, x), tuple(rules(*names) for names in dims))
+    rows, logits = both(*placed)
     np.testing.assert_array_equal(rows, table[tokens])
-    assert rows.sharding.spec == rules("batch", "length", "residual").spec
-
-    logits = jax.jit(layer.decode)(jax.device_put(x, rules("batch", "length", "residual")))
     expected = x.astype(np.float64) @ table.T / 4.0
     np.testing.assert_allclose(logits, expected, atol=1e-6 * np.abs(expected).max())
+    assert rows.sharding.spec == rules("batch", "length", "residual").spec
     assert logits.sharding.spec == rules("batch", "length", "vocab").spec

@@ -1,0 +1,169 @@
+"""Rules: names to specs, what is refused, and what a mesh must divide."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from pathways_lm.config import DataConfig, Experiment, MeshConfig, ModelConfig, TrainConfig
+from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import abstract_mesh
+from pathways_lm.sharding import NAMES, PRESETS, Rules, check_fit, make_rules
+
+MESH = abstract_mesh(MeshConfig(data=2, tensor=4), 8)
+
+
+def refusal(call, *args) -> str:
+    """The one line of a ConfigError."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "kernel", "residual", "logits"),
+    [
+        # PaLM section 4: 12-way model times 256-way fully sharded data. GSPMD: activations between
+        # blocks [batch, length, model] on (X, -, Y).
+        ("palm_2d", P("data", "tensor"), P("data", None, "tensor"), P("data", None, "tensor")),
+        # ZeRO stage 3: one pool of devices.
+        ("fsdp", P(("data", "tensor"), None), P(("data", "tensor"), None, None), P(("data", "tensor"), None, None)),
+        # Megatron-LM: columns on tensor, nothing of the parameters on data.
+        ("tensor_parallel", P(None, "tensor"), P("data", None, None), P("data", None, "tensor")),
+    ],
+)
+def test_presets(preset, kernel, residual, logits):
+    rules = make_rules(preset, MESH)
+    assert rules("embed", "mlp").spec == kernel
+    assert rules("batch", "length", "residual").spec == residual
+    assert rules("batch", "length", "vocab").spec == logits
+    assert rules("norm").spec == P(None)
+    assert rules().spec == P()
+    assert rules("batch", None).mesh == MESH
+
+
+def test_presets_are_all_tested():
+    assert set(PRESETS) == {"palm_2d", "fsdp", "tensor_parallel"}
+
+
+def test_unknown_names():
+    assert refusal(make_rules, "palm2d", MESH) == "mesh.rules has no preset 'palm2d'; did you mean 'palm_2d'?"
+    assert refusal(make_rules("fsdp", MESH), "bacth") == "no dimension 'bacth'; did you mean 'batch'?"
+    assert refusal(Rules, MESH, (("head", ("data",)),)) == "sharding rules name no dimension 'head'; did you mean 'heads'?"
+    assert refusal(Rules, MESH, (("heads", ("tensr",)),)) == "sharding rules put 'heads' on axis 'tensr'; did you mean 'tensor'?"
+
+
+def test_two_dimensions_on_one_axis():
+    message = "dimensions 'heads' and 'mlp' of one array both lie on mesh axis 'tensor'"
+    assert refusal(make_rules("palm_2d", MESH), "heads", "mlp") == message
+    assert refusal(make_rules("fsdp", MESH), "batch", "embed").endswith("both lie on mesh axis 'data'")
+    assert refusal(make_rules("palm_2d", MESH), "embed", "embed")
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.lists(st.sampled_from([None, *sorted(NAMES)]), max_size=4))
+def test_any_names(preset, names):
+    """Either a spec with an entry for each dimension, no axis twice; or a refusal."""
+    rules = make_rules(preset, MESH)
+    try:
+        spec = rules(*names).spec
+    except ConfigError:
+        wanted = [axis for name in names for axis in PRESETS[preset].get(name, ())]
+        assert len(wanted) > len(set(wanted))
+        return
+    assert len(spec) == len(names)
+    axes = [axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+    assert len(axes) == len(set(axes))
+    for name, entry in zip(names, spec, strict=True):
+        assert (entry is None) == (name is None or name not in PRESETS[preset])
+
+
+def test_hashable_and_equal():
+    """A value: jit and modules compare and hash it."""
+    same = make_rules("palm_2d", abstract_mesh(MeshConfig(data=2, tensor=4), 8))
+    assert same == make_rules("palm_2d", MESH)
+    assert hash(same) == hash(make_rules("palm_2d", MESH))
+    assert same != make_rules("fsdp", MESH)
+    assert same != make_rules("palm_2d", abstract_mesh(MeshConfig(data=4, tensor=2), 8))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        same.table = ()
+
+
+def test_parts():
+    rules = {preset: make_rules(preset, MESH) for preset in PRESETS}
+    assert [rules["palm_2d"].parts(name) for name in ("batch", "heads", "embed", "norm")] == [2, 4, 2, 1]
+    assert [rules["fsdp"].parts(name) for name in ("batch", "heads", "embed")] == [8, 1, 8]
+    assert [rules["tensor_parallel"].parts(name) for name in ("batch", "mlp", "embed")] == [2, 4, 1]
+
+
+def experiment(batch_size: int = 16, microbatches: int = 1, **model) -> Experiment:
+    sizes = {"num_layers": 1, "embed_dim": 24, "num_heads": 8, "head_dim": 2, "mlp_dim": 40, "vocab_size": 264, **model}
+    return Experiment(
+        name="fit",
+        model=ModelConfig(**sizes),
+        train=TrainConfig(num_steps=1, microbatches=microbatches),
+        data=DataConfig(batch_size=batch_size),
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "said"),
+    [
+        ("palm_2d", {"num_heads": 6}, "model.num_heads=6 ('heads') is not divisible by mesh.tensor=4; 4 or 8 would be"),
+        ("palm_2d", {"num_heads": 3}, "model.num_heads=3 ('heads') is not divisible by mesh.tensor=4; 4 would be"),
+        ("palm_2d", {"mlp_dim": 42}, "model.mlp_dim=42 ('mlp') is not divisible by mesh.tensor=4; 40 or 44 would be"),
+        ("palm_2d", {"vocab_size": 262}, "model.vocab_size=262 ('vocab') is not divisible by mesh.tensor=4; 260 or 264 would be"),
+        ("palm_2d", {"embed_dim": 25}, "model.embed_dim=25 ('embed') is not divisible by mesh.data=2; 24 or 26 would be"),
+        ("palm_2d", {"embed_dim": 26}, "model.embed_dim=26 ('residual') is not divisible by mesh.tensor=4; 24 or 28 would be"),
+        (
+            "fsdp",
+            {"embed_dim": 28},
+            "model.embed_dim=28 ('embed') is not divisible by mesh.data=2 x mesh.tensor=4; 24 or 32 would be",
+        ),
+        (
+            "fsdp",
+            {"batch_size": 24, "microbatches": 2},
+            "data.batch_size / train.microbatches=12 ('batch') is not divisible by mesh.data=2 x mesh.tensor=4; 8 or 16 would be",
+        ),
+        ("tensor_parallel", {"batch_size": 1}, "data.batch_size / train.microbatches=1 ('batch') is not divisible by mesh.data=2; 2 would be"),
+    ],
+)
+def test_what_does_not_fit(preset, changes, said):
+    """Which field, which dimension, which axis, and what would fit."""
+    assert refusal(check_fit, experiment(**changes), make_rules(preset, MESH)) == said
+
+
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.tuples(*(st.integers(1, 40) for _ in range(4))),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_fitting_means_that_every_array_can_be_cut(preset, sizes, microbatches, data, tensor):
+    """Checked against the arrays themselves: JAX refuses a shape that a sharding does not divide."""
+    embed, heads, mlp, rows = sizes
+    rules = make_rules(preset, abstract_mesh(MeshConfig(data=data, tensor=tensor), data * tensor))
+    case = experiment(rows * microbatches, microbatches, embed_dim=embed, num_heads=heads, mlp_dim=mlp)
+    arrays = [
+        (("embed", "heads", "head_dim"), (embed, heads, 2)),
+        (("embed", "mlp"), (embed, mlp)),
+        (("vocab", "embed"), (264, embed)),
+        (("batch", "length", "residual"), (rows, 3, embed)),
+        (("batch", "length", "vocab"), (rows, 3, 264)),
+    ]
+
+    def can_be_cut(names, shape):
+        try:
+            rules(*names).shard_shape(shape)
+        except ValueError:
+            return False
+        return True
+
+    fits = all(can_be_cut(*array) for array in arrays)
+    if fits:
+        check_fit(case, rules)
+    else:
+        refusal(check_fit, case, rules)
