@@ -20,7 +20,7 @@ train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
 
 test: lint types
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow
@@ -29,7 +29,7 @@ test-slow: install
 test-latest:
 	@latest=$$(requirements/find-python 3.12) && \
 	$(MAKE) install VENV=.venv-latest PYTHON="$$latest" && \
-	.venv-latest/bin/python -m pytest -n 2 -m "not slow"
+	.venv-latest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -45,7 +45,7 @@ def _check(name: str, value: Any, kind: type, bounds: typing.Mapping[str, Any]) 
     if "at_most" in bounds and not value <= bounds["at_most"]:
         raise ConfigError(f"{name} must be at most {bounds['at_most']}, not {value!r}")
     if "one_of" in bounds and value not in bounds["one_of"]:
-        raise ConfigError(f"{name} has no choice '{value}'{nearest(str(value), bounds['one_of'])}")
+        raise ConfigError(f"{name} has no choice {value!r}{nearest(str(value), bounds['one_of'])}")
 
 
 def _kind_name(kind: type) -> str:
@@ -193,16 +193,16 @@ class Experiment(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or "/" in self.name:
+        if self.name in ("", ".", "..") or "/" in self.name:
             raise ConfigError(f"name must be a plain word, it names the run folder; not {self.name!r}")
         if self.data.batch_size % self.train.microbatches:
             raise ConfigError(
                 f"data.batch_size={self.data.batch_size} does not divide into "
                 f"train.microbatches={self.train.microbatches}"
             )
-        if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps > self.train.num_steps:
+        if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
             raise ConfigError(
-                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must not exceed "
+                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
                 f"train.num_steps={self.train.num_steps}"
             )
 
@@ -234,6 +234,8 @@ def build(kind: type, values: dict[str, Any]) -> Any:
     """`kind(**values)`, with unknown and missing fields told by name."""
     section = getattr(kind, "section", "")
     prefix = f"{section}." if section else ""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section or 'an experiment'} must hold fields by name, not {values!r}")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:

@@ -4,6 +4,7 @@ The only file that imports gin.
 """
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -45,6 +46,10 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
             raise ConfigError(f"--set {text} must read section.field=value")
         if target == "name":
             values["name"] = value
+        elif not dot and section in SECTIONS:
+            raise ConfigError(
+                f"--set {text}: {section} is a section; name one of its fields: {', '.join(values[section])}"
+            )
         elif not dot or section not in SECTIONS:
             raise ConfigError(f"--set {text}: no field '{target}'{nearest(section, SECTIONS)}")
         else:
@@ -84,14 +89,16 @@ def _load_python(file: Path) -> Experiment:
 
 def _explain(error: TypeError) -> str:
     """A dataclass's complaint about an argument, as this package's own."""
-    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if not unknown:
+    complaint = re.match(r"(\w+)\.__init__\(\) (.*) keyword(?:-only)? arguments?:? '(\w+)'", str(error))
+    if not complaint:
         return str(error)
-    kind, name = unknown.groups()
+    kind, what, name = complaint.groups()
     for known in (*SECTIONS.values(), Experiment):
         if known.__name__ == kind:
+            required = {item.name for item in dataclasses.fields(known) if item.default is dataclasses.MISSING}
+            given = required - {name} if what.startswith("missing") else {name}
             try:
-                build(known, {name: None})
+                build(known, dict.fromkeys(given))
             except ConfigError as explained:
                 return str(explained)
     return str(error)
@@ -139,4 +146,6 @@ def _load_gin(file: Path, bindings: Sequence[str]) -> Experiment:
 
 
 def _first_line(error: Exception) -> str:
+    if macro := re.search(r"configurable 'macro' .* in scope '(.+)'", str(error)):
+        return f"%{macro.group(1)} is used and not set"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

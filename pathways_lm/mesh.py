@@ -67,6 +67,8 @@ def join_processes(
         raise ConfigError(f"{', '.join(given)} also needs {missing}")
     if given:
         assert num_processes is not None and process_id is not None
+        if num_processes < 1:
+            raise ConfigError(f"--num-processes {num_processes} must be at least 1")
         if not 0 <= process_id < num_processes:
             raise ConfigError(f"--process-id {process_id} must be from 0 to {num_processes - 1}")
         jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -76,7 +78,7 @@ def join_processes(
 
 def launched_as_several(environment: Mapping[str, str]) -> bool:
     """Whether a cluster's environment says that this process is one of several."""
-    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment
+    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment
     kubernetes = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
     cloud_tpu = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
     return slurm or kubernetes or cloud_tpu

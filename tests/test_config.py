@@ -15,7 +15,6 @@ from pathways_lm.config import (
     DataConfig,
     Experiment,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
@@ -126,7 +125,8 @@ def test_other_ranges(name, field, value):
     ],
 )
 def test_choices(name, field, typo, nearest):
-    assert refusal(section, name, **{field: typo}) == f"{name}.{field} has no choice '{typo}'; did you mean '{nearest}'?"
+    message = refusal(section, name, **{field: typo})
+    assert message == f"{name}.{field} has no choice '{typo}'; did you mean '{nearest}'?"
 
 
 def test_choice_that_resembles_nothing():
@@ -169,7 +169,8 @@ def test_name_is_a_folder(name):
 
 
 def test_sections_of_the_wrong_kind():
-    assert refusal(Experiment, name="x", model=section("train"), train=section("train")).startswith("model must be a ModelConfig")
+    message = refusal(Experiment, name="x", model=section("train"), train=section("train"))
+    assert message.startswith("model must be a ModelConfig")
 
 
 def test_frozen():
@@ -187,9 +188,9 @@ experiments = st.builds(
             "remat": st.sampled_from(["none", "attention", "block"]),
         }
     ),
-    data=st.fixed_dictionaries({"files": st.text(), "vocabulary": st.text(), "validation_fraction": st.floats(1e-9, 0.5)}),
+    data=st.fixed_dictionaries({"files": st.text(), "validation_fraction": st.floats(1e-9, 0.5)}),
     mesh=st.fixed_dictionaries({"data": st.integers(1, 9), "tensor": st.integers(1, 9) | st.just(-1)}),
-    optimizer=st.fixed_dictionaries({"learning_rate": st.floats(1e-30, 1e30), "name": st.sampled_from(["adafactor", "adamw"])}),
+    optimizer=st.fixed_dictionaries({"learning_rate": st.floats(1e-30, 1e30), "name": st.just("adamw")}),
     sample=st.fixed_dictionaries({"prompt": st.text(), "temperature": st.floats(0, 1e30)}),
 )
 
@@ -221,8 +222,10 @@ def test_reading_a_section_that_is_none(value):
 
 def test_defaults_are_palms():
     """arXiv:2204.02311, section 5.1."""
-    assert (OptimizerConfig().name, OptimizerConfig().schedule, OptimizerConfig().learning_rate) == ("adafactor", "rsqrt", 1e-2)
-    assert (OptimizerConfig().hold_steps, OptimizerConfig().beta1, OptimizerConfig().clip_norm) == (10_000, 0.9, 1.0)
+    optimizer = OptimizerConfig()
+    assert (optimizer.name, optimizer.schedule) == ("adafactor", "rsqrt")
+    assert (optimizer.learning_rate, optimizer.hold_steps) == (1e-2, 10_000)
+    assert (optimizer.beta1, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 1.0, 1.0)
     assert TrainConfig(num_steps=1).z_loss == 1e-4
     assert DataConfig().sequence_length == 2048
     assert SampleConfig().temperature > 0

@@ -41,6 +41,10 @@ def assert_close(actual, expected) -> None:
     assert errors and not too_far
 
 
+def specs(arrays):
+    return jax.tree.map(lambda array: array.sharding.spec, arrays)
+
+
 def gradients(model, params, **train):
     """Gradients of the parameters, and the sums of the batch."""
     tokens = jax.device_put(batch(), model.rules("batch", "length"))
@@ -62,7 +66,7 @@ def test_loss_and_gradients(make, draw, on_one_device, preset, data, tensor):
     assert_close(sums, on_one_device[1])
     assert_close(grads, on_one_device[0])
     # Else the optimizer would have to move them each step.
-    assert jax.tree.map(lambda g: g.sharding.spec, grads) == jax.tree.map(lambda p: p.sharding.spec, params)
+    assert specs(grads) == specs(params)
 
 
 @pytest.mark.parametrize(("preset", "data", "tensor"), [("palm_2d", 2, 4), ("fsdp", 4, 2), ("tensor_parallel", 2, 4)])
@@ -84,7 +88,7 @@ def test_initial_parameters_are_equal(make):
     for model in (make("palm_2d", 2, 4), make("fsdp", 4, 2)):
         params = model.initialise(3)
         jax.tree.map(np.testing.assert_array_equal, params, expected)
-        assert jax.tree.map(lambda p: p.sharding.spec, params) == jax.tree.map(lambda p: p.sharding.spec, model.abstract)
+        assert specs(params) == specs(model.abstract)
 
 
 def three_updates(model, params, config: OptimizerConfig):
@@ -102,9 +106,10 @@ def three_updates(model, params, config: OptimizerConfig):
 
 # Both divide a gradient by its own size: where it is near zero, rounding decides its sign, and the
 # error of a parameter is a share of the rate. So each at a rate that is used with it.
-@pytest.mark.parametrize(
-    "config", [OptimizerConfig(name="adafactor"), OptimizerConfig(name="adamw", learning_rate=3e-4)], ids=lambda c: c.name
-)
+OPTIMIZERS = [OptimizerConfig(name="adafactor"), OptimizerConfig(name="adamw", learning_rate=3e-4)]
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: config.name)
 def test_three_updates(make, draw, config):
     one, several = make(), make("palm_2d", 2, 4)
     assert_close(three_updates(several, draw(several), config), three_updates(one, draw(one), config))

@@ -52,8 +52,10 @@ def test_presets_are_all_tested():
 def test_unknown_names():
     assert refusal(make_rules, "palm2d", MESH) == "mesh.rules has no preset 'palm2d'; did you mean 'palm_2d'?"
     assert refusal(make_rules("fsdp", MESH), "bacth") == "no dimension 'bacth'; did you mean 'batch'?"
-    assert refusal(Rules, MESH, (("head", ("data",)),)) == "sharding rules name no dimension 'head'; did you mean 'heads'?"
-    assert refusal(Rules, MESH, (("heads", ("tensr",)),)) == "sharding rules put 'heads' on axis 'tensr'; did you mean 'tensor'?"
+    message = refusal(Rules, MESH, (("head", ("data",)),))
+    assert message == "sharding rules name no dimension 'head'; did you mean 'heads'?"
+    message = refusal(Rules, MESH, (("heads", ("tensr",)),))
+    assert message == "sharding rules put 'heads' on axis 'tensr'; did you mean 'tensor'?"
 
 
 def test_two_dimensions_on_one_axis():
@@ -108,31 +110,34 @@ def experiment(batch_size: int = 16, microbatches: int = 1, **model) -> Experime
     )
 
 
+ROWS = "data.batch_size / train.microbatches"
+
+
 @pytest.mark.parametrize(
-    ("preset", "changes", "said"),
+    ("preset", "changes", "what", "name", "axes", "fits"),
     [
-        ("palm_2d", {"num_heads": 6}, "model.num_heads=6 ('heads') is not divisible by mesh.tensor=4; 4 or 8 would be"),
-        ("palm_2d", {"num_heads": 3}, "model.num_heads=3 ('heads') is not divisible by mesh.tensor=4; 4 would be"),
-        ("palm_2d", {"mlp_dim": 42}, "model.mlp_dim=42 ('mlp') is not divisible by mesh.tensor=4; 40 or 44 would be"),
-        ("palm_2d", {"vocab_size": 262}, "model.vocab_size=262 ('vocab') is not divisible by mesh.tensor=4; 260 or 264 would be"),
-        ("palm_2d", {"embed_dim": 25}, "model.embed_dim=25 ('embed') is not divisible by mesh.data=2; 24 or 26 would be"),
-        ("palm_2d", {"embed_dim": 26}, "model.embed_dim=26 ('residual') is not divisible by mesh.tensor=4; 24 or 28 would be"),
-        (
-            "fsdp",
-            {"embed_dim": 28},
-            "model.embed_dim=28 ('embed') is not divisible by mesh.data=2 x mesh.tensor=4; 24 or 32 would be",
-        ),
+        ("palm_2d", {"num_heads": 6}, "model.num_heads=6", "heads", "mesh.tensor=4", "4 or 8"),
+        ("palm_2d", {"num_heads": 3}, "model.num_heads=3", "heads", "mesh.tensor=4", "4"),
+        ("palm_2d", {"mlp_dim": 42}, "model.mlp_dim=42", "mlp", "mesh.tensor=4", "40 or 44"),
+        ("palm_2d", {"vocab_size": 262}, "model.vocab_size=262", "vocab", "mesh.tensor=4", "260 or 264"),
+        ("palm_2d", {"embed_dim": 25}, "model.embed_dim=25", "embed", "mesh.data=2", "24 or 26"),
+        ("palm_2d", {"embed_dim": 26}, "model.embed_dim=26", "residual", "mesh.tensor=4", "24 or 28"),
+        ("fsdp", {"embed_dim": 28}, "model.embed_dim=28", "embed", "mesh.data=2 x mesh.tensor=4", "24 or 32"),
         (
             "fsdp",
             {"batch_size": 24, "microbatches": 2},
-            "data.batch_size / train.microbatches=12 ('batch') is not divisible by mesh.data=2 x mesh.tensor=4; 8 or 16 would be",
+            f"{ROWS}=12",
+            "batch",
+            "mesh.data=2 x mesh.tensor=4",
+            "8 or 16",
         ),
-        ("tensor_parallel", {"batch_size": 1}, "data.batch_size / train.microbatches=1 ('batch') is not divisible by mesh.data=2; 2 would be"),
+        ("tensor_parallel", {"batch_size": 1}, f"{ROWS}=1", "batch", "mesh.data=2", "2"),
     ],
 )
-def test_what_does_not_fit(preset, changes, said):
+def test_what_does_not_fit(preset, changes, what, name, axes, fits):
     """Which field, which dimension, which axis, and what would fit."""
-    assert refusal(check_fit, experiment(**changes), make_rules(preset, MESH)) == said
+    message = refusal(check_fit, experiment(**changes), make_rules(preset, MESH))
+    assert message == f"{what} ('{name}') is not divisible by {axes}; {fits} would be"
 
 
 @given(

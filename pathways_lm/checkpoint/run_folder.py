@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pathways_lm.config import Experiment, from_dict, to_dict
-from pathways_lm.errors import CheckpointError
+from pathways_lm.errors import CheckpointError, ConfigError
 
 # What must stay as it was when a run goes on: it decides what the parameters or the batches are.
 FIXED_SECTIONS = frozenset({"model", "data"})
@@ -44,7 +44,7 @@ class RunFolder:
             raise CheckpointError(f"'{self.path}' is not a run folder: it has no config.json")
         try:
             return from_dict(json.loads(self.config.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"'{self.config}' cannot be read: {error}") from None
 
     def changes(self, experiment: Experiment) -> list[str]:

@@ -21,8 +21,8 @@ class Store:
     """The checkpoints of one run, newest last, `kept` of them.
 
     Orbax writes a checkpoint under a temporary name and renames it when it is whole, so one that a
-    kill cuts short is never seen. After the rename a seal is written beside it: the SHA-256 of every
-    file, checked before anything is restored.
+    kill cuts short is never seen. Before the rename a seal is written: the SHA-256 of every file,
+    checked before anything is restored.
     """
 
     def __init__(self, run: Path, kept: int = 1, readonly: bool = False):
@@ -44,22 +44,24 @@ class Store:
             )
         except OSError as error:
             raise CheckpointError(f"checkpoints cannot be written to '{self.folder}': {error.strerror}") from None
-        self._sealed = {int(file.stem) for file in self.seals.glob("*.json")}
+        self._saving: int | None = None
 
     def save(self, step: int, items: Items, facts: dict[str, Any]) -> None:
         """Starts writing; returns when the arrays may be changed. Does nothing if `step` is there already.
 
-        Raises CheckpointError for this or an earlier checkpoint that could not be written.
+        Raises CheckpointError for this checkpoint or the one before, where that could not be written.
         """
-        if step in self._manager.all_steps():
+        self.wait()
+        if step in self.steps():
             return
+        self._saving = step
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**saved, facts=ocp.args.JsonSave(facts))
-        self._guard(lambda: self._manager.save(step, args=args), step)
+        self._guard(lambda: self._manager.save(step, args=args))
 
     def wait(self) -> None:
         """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
-        self._guard(self._manager.wait_until_finished, None)
+        self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
@@ -70,7 +72,8 @@ class Store:
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        # Orbax's own list has those whose writing failed, too.
+        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def restore(
         self, abstract: Items, notice: Callable[[int, str], None], writable: bool = False
@@ -87,18 +90,13 @@ class Store:
         """
         steps = self.steps()
         for step in reversed(steps):
-            sealed, problem = self._check_seal(step)
+            problem = self._check_seal(step)
             if problem is None:
+                # What fails now is not the files' fault.
                 wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
                 args = ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore())
-                try:
-                    restored = self._manager.restore(step, args=args)
-                    return step, {name: restored[name] for name in wanted}, restored.facts
-                except Exception as error:
-                    # Files that are just as they were written are not what is wrong.
-                    if sealed:
-                        raise
-                    problem = _first_line(error)
+                restored = self._manager.restore(step, args=args)
+                return step, {name: restored[name] for name in wanted}, restored.facts
             notice(step, f"checkpoint '{self.folder / str(step)}' is damaged: {problem}")
             if writable:
                 self._put_aside(step)
@@ -106,42 +104,46 @@ class Store:
             raise CheckpointError(f"all checkpoints in '{self.folder}' are damaged: steps {', '.join(map(str, steps))}")
         return None
 
-    def _guard(self, action: Callable[[], Any], step: int | None) -> None:
+    def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # Orbax and tensorstore raise many kinds for a failed write.
             good = self.steps()
-            what = f"checkpoint {step}" if step is not None else "a checkpoint"
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
             raise CheckpointError(
-                f"{what} could not be written to '{self.folder}': {_first_line(error)}; {last}"
+                f"checkpoint {self._saving} could not be written to '{self.folder}': {_first_line(error)}; {last}"
             ) from error
 
     def _seal(self) -> None:
-        """Writes the seals that are missing, and drops those whose checkpoint is gone. Runs after each rename."""
-        if jax.process_index() != 0:
-            return
-        present = {int(path.name) for path in self.folder.iterdir() if path.name.isdigit()}
-        for step in present - self._sealed:
-            write_atomically(self.seals / f"{step}.json", json.dumps(_digests(self.folder / str(step)), indent=1))
-        for step in self._sealed - present:
-            (self.seals / f"{step}.json").unlink(missing_ok=True)
-        self._sealed = present
+        """Seals the checkpoint that is being saved, and drops the seals of those that are gone.
 
-    def _check_seal(self, step: int) -> tuple[bool, str | None]:
-        """Whether a checkpoint has a seal, and what the seal says is wrong with it. A kill may come before the seal."""
+        Orbax calls it in the first process when the items lie whole in a temporary folder, just before it
+        is renamed: no checkpoint is seen before its seal.
+        """
+        begun = next(self.folder.glob(f"{self._saving}.*"))
+        write_atomically(self.seals / f"{self._saving}.json", json.dumps(_digests(begun), indent=1))
+        for seal in self.seals.glob("*.json"):
+            if int(seal.stem) not in (self._saving, *self.steps()):
+                seal.unlink()
+
+    def _check_seal(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, by its seal."""
         seal = self.seals / f"{step}.json"
-        if not seal.is_file():
-            return False, None
-        expected, found = json.loads(seal.read_text()), _digests(self.folder / str(step))
+        try:
+            expected = dict(json.loads(seal.read_text()))
+        except (OSError, ValueError, TypeError):
+            return f"its seal '{seal}' is missing or broken"
+        found = _digests(self.folder / str(step))
         for name in sorted(expected | found):
             if name not in found:
-                return True, f"file '{name}' is missing"
+                return f"file '{name}' is missing"
             if expected.get(name) != found[name]:
-                return True, f"file '{name}' is not what was written"
-        return True, None
+                return f"file '{name}' is not what was written"
+        return None
 
     def _put_aside(self, step: int) -> None:
+        # Not while another process is still reading it.
+        _together(f"damaged checkpoint {step} found")
         if jax.process_index() == 0:
             self.set_aside.mkdir(exist_ok=True)
             attempt = 0
@@ -149,19 +151,23 @@ class Store:
                 attempt += 1
             (self.folder / str(step)).rename(target)
             (self.seals / f"{step}.json").unlink(missing_ok=True)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged checkpoint {step} set aside")
-        self._sealed.discard(step)
+        _together(f"damaged checkpoint {step} set aside")
         self._manager.reload()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative path."""
+def _together(event: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(event)
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint's items, by relative path; what Orbax notes beside them is left out."""
     digests = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(checkpoint.glob("*/**/*")):
         if path.is_file():
             with path.open("rb") as file:
-                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 

@@ -11,8 +11,8 @@ from pathways_lm.errors import ConfigError
 
 def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
-    # Orbax announces through absl what it sets by itself.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Through absl, Orbax announces what it sets by itself, and what it raises as well with its traceback.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("pathways_lm").setLevel(logging.INFO)
     if arguments.cpu_devices is not None:

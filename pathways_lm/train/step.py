@@ -62,8 +62,8 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
         metrics = {
             "loss": sums.nll / sums.tokens,
             "z_loss": config.z_loss * sums.log_z_squared / sums.tokens,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step + 1),
             "batch_tokens": sums.tokens,
         }

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ def experiment() -> Experiment:
         sample=SampleConfig(num_tokens=4),
     )
 """
+# What is said on the error stream when nothing is wrong: building a corpus takes its time.
+PROGRESS = ("learning a vocabulary", "tokenizing")
 # Far more than a run takes: only there so that a hang is a failure.
 PATIENCE = 300
 
@@ -64,9 +67,10 @@ class Micro:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, **{**pipes, **options})
 
-    def call(self, *arguments: str, **options) -> subprocess.CompletedProcess:
-        """The same, when it has ended."""
-        with self.start(*arguments, **options) as process:
+    def call(self, *arguments: str, largest_file_bytes: int = -1) -> subprocess.CompletedProcess:
+        """The same, when it has ended. Writing beyond the size given fails, as on a full disk."""
+        with self.start(*arguments) as process:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
             try:
                 out, err = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
@@ -160,10 +164,21 @@ def refused(capfd) -> Callable[..., str]:
     def call(*arguments: str, lines: int = 1) -> str:
         capfd.readouterr()
         assert Micro.main(*arguments) == 2
-        message = capfd.readouterr().err
-        assert message.startswith("pathways-lm: ") or lines > 1
-        assert message.count("\n") == lines
-        assert message.endswith("\n")
-        return message
+        said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(PROGRESS)]
+        assert len(said) == lines
+        assert said[-1].startswith("pathways-lm: ")
+        return "\n".join(said)
 
     return call
+
+
+@pytest.fixture
+def no_compile(monkeypatch) -> None:
+    """Drawing parameters and compiling a step fail the test."""
+    compiling = (
+        "pathways_lm.cli.train.compile_step",
+        "pathways_lm.models.decoder.Model.initialise",
+        "pathways_lm.decode.generate.Generator._start",
+    )
+    for target in compiling:
+        monkeypatch.setattr(target, lambda *args, **kwargs: pytest.fail("began to compile"))

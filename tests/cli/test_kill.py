@@ -36,7 +36,7 @@ def writing(run: Path, step: int) -> Callable[[], bool]:
 
 
 def kill_at_random(micro, run: Path, draw: random.Random, kills: int) -> None:
-    """Trains in `run`, killing the process while it starts, between steps, and while it writes a checkpoint, in turn."""
+    """Kills while training starts, between two steps, and while a checkpoint is written, in turn."""
     for number in range(kills):
         step = 55 * (number + 1) // kills
         before = micro.steps(run)

@@ -58,12 +58,24 @@ def test_large_scores():
     np.testing.assert_allclose(actual, by_loops(*args), atol=1e-3)
 
 
-def test_bf16_softmax_is_fp32():
-    """256 equal keys: in bf16 the sum of weights would stop growing at 256 times a half ulp, far from one."""
+def in_bf16(q, k, v):
+    """One query of one head on one device, seeing every key."""
     rules = make_rules("palm_2d", make_mesh(MeshConfig(data=1, tensor=1)))
-    q, k = jnp.zeros((1, 1, 1, 2), jnp.bfloat16), jnp.zeros((1, 1000, 2), jnp.bfloat16)
-    v = jnp.ones((1, 1000, 2), jnp.bfloat16)
-    q, k, v, mask = jax.device_put((q, k, v, jnp.ones((1, 1, 1000), bool)), rules())
-    out = jax.jit(multi_query_attention, static_argnums=4)(q, k, v, mask, rules)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16)[None] for x in (q[:, None], k, v))
+    args = jax.device_put((q, k, v, jnp.ones((1, 1, k.shape[1]), bool)), rules())
+    out = jax.jit(multi_query_attention, static_argnums=4)(*args, rules)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=2**-8)
+    return np.asarray(out, np.float32)[0, 0, 0]
+
+
+def test_bf16_weights_are_summed_in_fp32():
+    """A thousand equal keys: in bf16 a sum of equal terms stops growing at 256 of them."""
+    out = in_bf16(np.zeros((1, 2)), np.zeros((1000, 2)), np.ones((1000, 2)))
+    np.testing.assert_allclose(out, 1.0, rtol=2**-7)
+
+
+def test_bf16_scores_are_not_rounded():
+    """Scores of 257 and 256, which are one number in bf16: weights e / (1 + e) and 1 / (1 + e)."""
+    q, k = np.array([[2.0, 2.0, 0.0, 0.0]]), np.array([[256.0, 1.0, 0.0, 0.0], [256.0, 0.0, 0.0, 0.0]])
+    out = in_bf16(q, k, np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+    np.testing.assert_allclose(out, [np.e / (1 + np.e), 1 / (1 + np.e), 0, 0], rtol=2**-7)

@@ -54,7 +54,8 @@ def palm(params, tokens, config):
     for number in range(config.num_layers):
         layer = jax.tree.map(lambda p, number=number: p[number], params["blocks"]["layers"])
         h, mlp = layer_norm(x, layer["norm"]["scale"], epsilon), layer["mlp"]
-        x = x + (swish(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"] + attention(h, layer["attention"], config.rope_base)
+        x = x + (swish(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"]
+        x = x + attention(h, layer["attention"], config.rope_base)
     return layer_norm(x, params["norm"]["scale"], epsilon) @ table.T / np.sqrt(config.embed_dim)
 
 
@@ -101,8 +102,9 @@ def test_extend_continues_a_cached_prefix(make, draw):
     params, config = draw(model), model.config
     expected = np.stack([palm(params, row, config) for row in TOKENS])
 
+    @jax.jit
     def extend(tokens, positions, cached, cached_at):
-        return jax.jit(lambda params, *rest: model.bind(params).extend(*rest))(params, tokens, positions, cached, cached_at)
+        return model.bind(params).extend(tokens, positions, cached, cached_at)
 
     def positions(*numbers):
         return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
@@ -113,9 +115,8 @@ def test_extend_continues_a_cached_prefix(make, draw):
 
     order = np.array([3, 0, 4, 1, 2])
     shuffled = jax.tree.map(lambda kept: jnp.concatenate([kept[:, :, order], empty], axis=2), fresh)
-    second, _ = extend(
-        np.concatenate([TOKENS[:, 5:7], TOKENS[:, :1]], 1), positions(5, 6, -1), shuffled, positions(3, 0, 4, 1, 2, -1, -1, -1)
-    )
+    tokens = np.concatenate([TOKENS[:, 5:7], TOKENS[:, :1]], axis=1)
+    second, _ = extend(tokens, positions(5, 6, -1), shuffled, positions(3, 0, 4, 1, 2, -1, -1, -1))
     np.testing.assert_allclose(second[:, :2], expected[:, 5:7], atol=1e-5 * np.abs(expected).max())
 
 
@@ -140,7 +141,7 @@ def test_recomputing_and_unrolling_change_nothing(make, draw, without_recomputin
 
 
 def test_recomputing_saves_memory(make):
-    """Of the compiled gradients, in bytes of temporaries. Blocks keep [B, L, D] a layer; nothing recomputed keeps far more."""
+    """In bytes of temporaries of the compiled gradients. Of a recomputed block only its input is kept."""
 
     def temporary_bytes(remat):
         model = make(num_layers=16, remat=remat)
@@ -149,6 +150,7 @@ def test_recomputing_saves_memory(make):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     none, attention, block = (temporary_bytes(remat) for remat in ("none", "attention", "block"))
-    scores = 16 * 4 * 64 * 64 * 8 * 4  # layers, sequences, queries, keys, heads, bytes: kept at least once without recomputing
+    # Layers, sequences, queries, keys, heads, bytes: kept at least once where attention is not recomputed.
+    scores = 16 * 4 * 64 * 64 * 8 * 4
     assert attention <= none - scores
     assert block < 0.5 * attention

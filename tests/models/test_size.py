@@ -1,4 +1,4 @@
-"""PaLM's sizes, from shapes alone: parameter counts, golden inventories, and a program that does not grow with depth."""
+"""PaLM's sizes, from shapes alone: counts, golden inventories, and a program that does not grow with depth."""
 
 import json
 import sys
@@ -29,7 +29,8 @@ WRITE = "python tests/models/test_size.py --write"
 def palm(size: str) -> Model:
     """On 256 x 8 devices without devices. The paper's 256 x 12 does not divide 256,000."""
     layers, d, heads, _ = PAPER[size]
-    config = ModelConfig(num_layers=layers, embed_dim=d, num_heads=heads, head_dim=256, mlp_dim=4 * d, vocab_size=256_000)
+    sizes = {"num_layers": layers, "embed_dim": d, "num_heads": heads, "head_dim": 256, "mlp_dim": 4 * d}
+    config = ModelConfig(**sizes, vocab_size=256_000)
     return Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig(data=256, tensor=8), 2048)))
 
 

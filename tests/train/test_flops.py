@@ -11,7 +11,8 @@ from pathways_lm.train.flops import flops_per_token, peak_flops
     [(32, 4096, 16, 8.632, "0.0550"), (64, 8192, 32, 62.496, "0.388"), (118, 18432, 48, 540.356, "3.28")],
 )
 def test_flops_per_token(layers, d, heads, billions, printed):
-    config = ModelConfig(num_layers=layers, embed_dim=d, num_heads=heads, head_dim=256, mlp_dim=4 * d, vocab_size=256_000)
+    sizes = {"num_layers": layers, "embed_dim": d, "num_heads": heads, "head_dim": 256, "mlp_dim": 4 * d}
+    config = ModelConfig(**sizes, vocab_size=256_000)
     teraflops = flops_per_token(config, round(billions * 1e9), 2048) / 1e12
     assert f"{teraflops:.{len(printed) - 2}f}" == printed
 

@@ -20,7 +20,11 @@ def leaves(tree) -> dict[str, np.ndarray]:
 def random_gradients(params, step: int, size: float):
     """A gradient's scale differs by array and by step, as it does in training."""
     random = np.random.default_rng(step)
-    return {path: (size * 10 ** random.uniform(-2, 0) * random.normal(size=p.shape)).astype(np.float32) for path, p in params.items()}
+
+    def one(shape):
+        return (size * 10 ** random.uniform(-2, 0) * random.normal(size=shape)).astype(np.float32)
+
+    return {path: one(p.shape) for path, p in params.items()}
 
 
 def run(make, draw, config: OptimizerConfig, size: float):
@@ -116,9 +120,8 @@ def numpy_adamw(p, gradients, rates, beta1, beta2, weight_decay):
 @pytest.mark.parametrize("size", [1.0, 1e-3], ids=["clipped", "not clipped"])
 def test_adamw(make, draw, size):
     """Norm scales, and they alone, do not decay. The rate warms up, so an off-by-one in it would show."""
-    config = OptimizerConfig(
-        name="adamw", schedule="cosine", learning_rate=1e-3, hold_steps=60, beta1=0.8, beta2=0.97, weight_decay=0.3, clip_norm=0.5
-    )
+    rates = {"schedule": "cosine", "learning_rate": 1e-3, "hold_steps": 60}
+    config = OptimizerConfig(name="adamw", **rates, beta1=0.8, beta2=0.97, weight_decay=0.3, clip_norm=0.5)
     start, actual = run(make, draw, config, size)
     gradients = [clipped(random_gradients(start, step, size), 0.5) for step in range(STEPS)]
     rates = [1e-3 * k / 60 for k in range(1, STEPS + 1)]

@@ -10,7 +10,7 @@ from pathways_lm.train.losses import next_token_sums
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import make_schedule
-from pathways_lm.train.state import abstract_state, initial_state
+from pathways_lm.train.state import abstract_state, initial_state, shardings
 from pathways_lm.train.step import compile_step, make_step
 
 OPTIMIZER = OptimizerConfig(schedule="cosine", learning_rate=1e-2, hold_steps=10)
@@ -35,7 +35,7 @@ def start(parts):
 
 def place(parts, start):
     model, optimizer, _ = parts
-    return jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), start, abstract_state(model, optimizer))
+    return jax.device_put(start, shardings(abstract_state(model, optimizer)))
 
 
 def tokens(model):
@@ -72,7 +72,7 @@ def test_old_state_is_given_away(parts, start):
     new, _ = step(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params) + jax.tree.leaves(state.optimizer))
     assert not batch.is_deleted()
-    assert jax.tree.map(lambda leaf: leaf.sharding, new) == jax.tree.map(lambda leaf: leaf.sharding, place(parts, start))
+    assert shardings(new) == shardings(place(parts, start))
     assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype(jnp.float32)}
 
 
