@@ -40,7 +40,7 @@ setup(
         "eval": ["sacrebleu", "rouge-score", "nltk", "scikit-learn", "babel"],
         "report": ["matplotlib"],
         "convert": ["safetensors"],
-        "dev": ["hypothesis", "ipykernel", "matplotlib", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["pathways-lm = pathways_lm.cli:main"]},
 )
