@@ -55,7 +55,8 @@ class Micro:
     @staticmethod
     def main(*arguments: str) -> int:
         """The command line within the test process, on the first of its devices."""
-        return main([*arguments, *(["--set=mesh.data=1"] if arguments[0] == "train" else [])])
+        command, *rest = arguments
+        return main([command, *(["--set=mesh.data=1"] if command == "train" else []), *rest])
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         """A process with one virtual device unless told otherwise."""

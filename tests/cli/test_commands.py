@@ -36,7 +36,7 @@ def test_a_run_folder(micro, undisturbed):
     samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [0, 20, 40, 60]
     assert micro.steps(undisturbed) == [50, 60]
-    assert {path.stem for path in (undisturbed / "seals").iterdir()} == {"50", "60"}
+    assert {path.stem for path in (undisturbed / "seals").iterdir()} >= {"50", "60"}
     losses = micro.losses(undisturbed)
     assert losses[60] < losses[1] - 0.5
     assert from_dict(json.loads((undisturbed / "config.json").read_text())) == load(str(micro.config))

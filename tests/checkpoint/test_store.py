@@ -1,0 +1,210 @@
+"""Checkpoints of a small model's state, written from one mesh and read onto others."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pathways_lm.checkpoint.run_folder import write_atomically
+from pathways_lm.checkpoint.store import Store
+from pathways_lm.config import OptimizerConfig
+from pathways_lm.errors import CheckpointError
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import TrainState, abstract_state, from_items, shardings, to_items
+
+FACTS = {"data_fingerprint": "abc", "vocabulary_fingerprint": "def"}
+
+
+def never(step, problem):
+    pytest.fail(f"{step}: {problem}")
+
+
+def layout(model, name="adafactor") -> TrainState:
+    config = OptimizerConfig(name=name)
+    return abstract_state(model, make_optimizer(config, make_schedule(config, 10), model))
+
+
+def filled(abstract: TrainState) -> TrainState:
+    """The state with numbers that are all different."""
+    random = np.random.default_rng(5)
+
+    def fill(leaf):
+        value = random.integers(0, 1 << 30, leaf.shape) if leaf.dtype != np.float32 else random.normal(size=leaf.shape)
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(fill, abstract)
+
+
+@pytest.fixture(scope="module")
+def saved(make, tmp_path_factory):
+    """A run folder with the checkpoint of step 3, from eight devices as 2 x 4, and what is in it."""
+    run = tmp_path_factory.mktemp("run")
+    state = filled(layout(make("palm_2d", 2, 4)))
+    store = Store(run)
+    store.save(3, to_items(state), FACTS)
+    store.close()
+    return run, jax.device_get(state)
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "tensor"),
+    [
+        ("palm_2d", 2, 4),
+        ("palm_2d", 4, 2),
+        ("palm_2d", 8, 1),
+        ("palm_2d", 1, 8),
+        ("palm_2d", 1, 1),
+        ("fsdp", 2, 4),
+        ("fsdp", 8, 1),
+        ("tensor_parallel", 4, 2),
+    ],
+)
+def test_another_mesh(make, saved, preset, data, tensor):
+    run, expected = saved
+    abstract = layout(make(preset, data, tensor))
+    store = Store(run, readonly=True)
+    step, items, facts = store.restore(to_items(abstract), never)
+    store.close()
+    found = from_items(items)
+    assert (step, facts) == (3, FACTS)
+    assert jax.tree.map(lambda a: a.sharding, found) == shardings(abstract)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+    assert jax.tree.map(lambda a: a.dtype, found) == jax.tree.map(lambda a: a.dtype, expected)
+
+
+def test_parameters_alone(make, saved):
+    run, expected = saved
+    store = Store(run, readonly=True)
+    _, items, _ = store.restore({"params": make().abstract}, never)
+    store.close()
+    assert list(items) == ["params"]
+    jax.tree.map(np.testing.assert_array_equal, items["params"], expected.params)
+
+
+@pytest.fixture
+def numbers():
+    """A state of two numbers."""
+    return {"params": {"w": jax.numpy.arange(2.0)}}
+
+
+def abstract(items):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), items)
+
+
+def test_the_last_ones_are_kept(tmp_path, numbers):
+    store = Store(tmp_path, kept=2)
+    for step in (1, 2, 5, 9):
+        store.save(step, jax.tree.map(lambda a, step=step: a + step, numbers), FACTS)
+    store.wait()
+    assert store.steps() == [5, 9]
+    assert {path.stem for path in (tmp_path / "seals").iterdir()} >= {"5", "9"}
+    step, items, _ = store.restore(abstract(numbers), never)
+    assert step == 9
+    np.testing.assert_array_equal(items["params"]["w"], [9.0, 10.0])
+    store.close()
+
+
+def test_a_step_is_written_once(tmp_path, numbers):
+    store = Store(tmp_path)
+    store.save(4, numbers, FACTS)
+    store.save(4, jax.tree.map(lambda a: a + 1, numbers), FACTS)
+    store.close()
+    _, items, _ = Store(tmp_path, readonly=True).restore(abstract(numbers), never)
+    np.testing.assert_array_equal(items["params"]["w"], [0.0, 1.0])
+
+
+def test_arrays_may_be_changed_while_they_are_written(tmp_path):
+    """The step that follows takes their memory."""
+    values = np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)
+    items = {"params": {"w": jax.device_put(values)}}
+    wanted = abstract(items)
+    overwrite = jax.jit(lambda a: a * 0, donate_argnums=0)
+    store = Store(tmp_path)
+    store.save(1, items, FACTS)
+    jax.block_until_ready(overwrite(items["params"]["w"]))
+    store.close()
+    _, restored, _ = Store(tmp_path, readonly=True).restore(wanted, never)
+    np.testing.assert_array_equal(restored["params"]["w"], values)
+
+
+def test_there_is_a_seal_whenever_there_is_a_checkpoint(tmp_path, numbers, monkeypatch):
+    """Also at the moment it appears: it is renamed to its name after its seal is there."""
+    seen = []
+
+    def watched(path, content):
+        seen.append((path.name, [checkpoint.name for checkpoint in (tmp_path / "checkpoints").iterdir()]))
+        write_atomically(path, content)
+
+    monkeypatch.setattr("pathways_lm.checkpoint.store.write_atomically", watched)
+    store = Store(tmp_path)
+    store.save(7, numbers, FACTS)
+    store.close()
+    ((name, present),) = seen
+    assert name == "7.json"
+    assert "7" not in present
+    assert json.loads((tmp_path / "seals" / "7.json").read_text())
+
+
+def test_nothing_there(tmp_path, numbers):
+    store = Store(tmp_path)
+    assert store.steps() == []
+    assert store.restore(abstract(numbers), never) is None
+    store.close()
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_seen(tmp_path, numbers):
+    store = Store(tmp_path)
+    store.save(1, numbers, FACTS)
+    store.close()
+    cut = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (cut / "params").mkdir(parents=True)
+    (cut / "params" / "_METADATA").write_text("{")
+    readonly = Store(tmp_path, readonly=True)
+    assert readonly.steps() == [1]
+    assert cut.is_dir()
+    store = Store(tmp_path)
+    assert store.restore(abstract(numbers), never)[0] == 1
+    store.save(2, numbers, FACTS)
+    store.close()
+    assert store.steps() == [1, 2] or store.steps() == [2]
+    assert not cut.exists()
+
+
+def test_all_damaged(tmp_path, numbers):
+    store = Store(tmp_path, kept=2)
+    for step in (1, 2):
+        store.save(step, numbers, FACTS)
+    store.wait()
+    for step in (1, 2):
+        next((tmp_path / "checkpoints" / str(step) / "facts").glob("metadata")).write_text("{}")
+    problems = []
+    with pytest.raises(CheckpointError, match=r"all checkpoints .* damaged: steps 1, 2"):
+        store.restore(abstract(numbers), lambda *problem: problems.append(problem))
+    assert [step for step, _ in problems] == [2, 1]
+    assert all("file 'facts/metadata' is not what was written" in problem for _, problem in problems)
+    store.close()
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_damaged_one_makes_room_for_itself(tmp_path, numbers, again):
+    """Set aside, under a name of its own each time, it can be written again."""
+    for attempt in range(again):
+        store = Store(tmp_path, kept=2)
+        store.save(1, numbers, FACTS)
+        store.save(2, numbers, FACTS)
+        store.wait()
+        (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").unlink()
+        assert store.restore(abstract(numbers), lambda *problem: None, writable=True)[0] == 1
+        assert (tmp_path / "damaged" / f"2-{attempt}").is_dir()
+        store.save(2, numbers, FACTS)
+        store.close()
+        assert Store(tmp_path, readonly=True).restore(abstract(numbers), never)[0] == 2
+
+
+@pytest.mark.parametrize("folder", ["file/run", "/proc/run"])
+def test_folder_that_cannot_be_written(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        Store(tmp_path / folder)

@@ -1,0 +1,77 @@
+"""A run taken up from its checkpoint goes on in every bit as if it had not been left."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from pathways_lm.checkpoint.store import Store
+from pathways_lm.config import OptimizerConfig, TrainConfig
+from pathways_lm.train.log import Silence
+from pathways_lm.train.loop import Hooks, Workload, run
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import abstract_state, from_items, initial_state, to_items
+from pathways_lm.train.step import compile_step, make_step
+
+ROWS, LENGTH, STEPS = 16, 10, 9
+
+
+class Rows(Silence):
+    """Keeps the loss of every step."""
+
+    def __init__(self):
+        self.losses = {}
+
+    def train(self, step, figures):
+        self.losses[step] = figures["loss"]
+
+
+def batches(first: int, sharding):
+    for step in itertools.count(first):
+        tokens = np.random.default_rng(step).integers(0, 264, (ROWS, LENGTH), dtype=np.int32)
+        yield jax.device_put(tokens, sharding)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "train", "layout"),
+    [
+        (OptimizerConfig(name="adamw", schedule="cosine", learning_rate=3e-3, hold_steps=3), {}, ("palm_2d", 1, 1)),
+        (OptimizerConfig(name="adamw", learning_rate=3e-3), {"microbatches": 2}, ("fsdp", 4, 2)),
+        (OptimizerConfig(name="adafactor", hold_steps=2), {"microbatches": 2}, ("palm_2d", 2, 4)),
+        (OptimizerConfig(name="adafactor"), {"precision": "bf16"}, ("tensor_parallel", 2, 4)),
+    ],
+    ids=["adamw", "adamw in microbatches", "adafactor in microbatches", "adafactor in half precision"],
+)
+def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, train, layout):
+    model = make(*layout)
+    config = TrainConfig(num_steps=STEPS, log_every=1, eval_every=100, checkpoint_every=4, **train)
+    schedule = make_schedule(optimizer, STEPS)
+    transformation = make_optimizer(optimizer, schedule, model)
+    step = compile_step(make_step(model, transformation, schedule, config), model, transformation, (ROWS, LENGTH))
+    hooks = Hooks(lambda params: {}, lambda params, rng, step: ("", ""), {})
+    workload = Workload(tokens_per_step=ROWS * LENGTH, flops_per_token=1.0, peak_flops=None)
+
+    def go(state, store, log):
+        feed = batches(int(state.step), model.rules("batch", "length"))
+        return jax.device_get(run(config, state, step, feed, store, {}, log, workload, hooks)[0])
+
+    store, whole = Store(tmp_path, kept=2), Rows()
+    expected = go(initial_state(model, transformation, 0), store, whole)
+    store.close()
+    # As a kill after the checkpoint of step 4 leaves it.
+    for later in (8, 9):
+        for path in sorted((tmp_path / "checkpoints" / str(later)).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        if (tmp_path / "checkpoints" / str(later)).exists():
+            (tmp_path / "checkpoints" / str(later)).rmdir()
+    store, rest = Store(tmp_path, kept=2), Rows()
+    restored = store.restore(
+        to_items(abstract_state(model, transformation)), lambda *problem: pytest.fail(str(problem))
+    )
+    found = go(from_items(restored[1]), store, rest)
+    store.close()
+    assert list(rest.losses) == list(range(5, 10))
+    assert rest.losses == {step: whole.losses[step] for step in range(5, 10)}
+    assert jax.tree.map(np.ndarray.tobytes, found) == jax.tree.map(np.ndarray.tobytes, expected)
