@@ -1,7 +1,7 @@
 """What the training loop adds to its compiled step: python benchmarks/host_overhead.py
 
-The tiny config's loop, with its real loader and metrics written to a file, beside the same compiled step called again and
-again on one batch that is already in place. Both in turn, several times; medians.
+The tiny config's loop, with its real loader and metrics written to a file, beside the same compiled step called again
+and again on one batch that is already in place. Both in turn, several times; medians.
 """
 
 import argparse

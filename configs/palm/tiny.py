@@ -1,7 +1,8 @@
 """A small PaLM on the text that comes with Python: pathways-lm train configs/palm/tiny.py
 
 Reproduces: every part of PaLM's recipe (arXiv:2204.02311: architecture, initialisation, Adafactor, z-loss, packing,
-vocabulary rules) at a size that two CPU cores train in minutes.
+vocabulary rules) at a size that two CPU cores train in minutes. The learning rate's schedule has the paper's form with a
+higher start and a shorter hold, for a run of 500 steps.
 """
 
 from pathways_lm.config import (
@@ -28,8 +29,8 @@ def experiment() -> Experiment:
             unroll=4,
         ),
         mesh=MeshConfig(data=-1, tensor=1, rules="palm_2d"),
-        data=DataConfig(mixture="python_text", sequence_length=256, batch_size=16),
-        optimizer=OptimizerConfig(name="adafactor", schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000),
-        train=TrainConfig(num_steps=600, precision="fp32", eval_every=100, checkpoint_every=100),
+        data=DataConfig(mixture="python_text", sequence_length=256, batch_size=8),
+        optimizer=OptimizerConfig(name="adafactor", schedule="rsqrt", learning_rate=2e-2, hold_steps=100),
+        train=TrainConfig(num_steps=500, precision="fp32", eval_every=50, checkpoint_every=100),
         sample=SampleConfig(prompt="def ", num_tokens=96),
     )

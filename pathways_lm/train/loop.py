@@ -58,7 +58,7 @@ class Meter:
     workload: Workload
     log: Writer
     _kept: list[tuple[int, Metrics]] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = field(default_factory=lambda: time.perf_counter())
     _excluded: float = 0.0
 
     def keep(self, step: int, metrics: Metrics) -> None:

@@ -30,7 +30,7 @@ def finish(processes) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
-SETTINGS = ("train.num_steps=24", "mesh.data=4", "mesh.tensor=2")
+SETTINGS = ("train.num_steps=12", "mesh.data=4", "mesh.tensor=2")
 
 
 def test_two_processes(micro, tmp_path):
@@ -41,7 +41,7 @@ def test_two_processes(micro, tmp_path):
 
     arguments = micro.train(two, *SETTINGS)
     processes = start(micro, arguments)
-    while not ((two / "metrics.jsonl").is_file() and any(row["step"] >= 3 for row in micro.rows(two))):
+    while not ((two / "metrics.jsonl").is_file() and any(row["step"] >= 2 for row in micro.rows(two))):
         assert all(process.poll() is None for process in processes), finish(processes)
         time.sleep(0.001)
     processes[1].send_signal(signal.SIGTERM)
@@ -49,19 +49,19 @@ def test_two_processes(micro, tmp_path):
     assert [code for code, _, _ in ended] == [143, 143], ended
     assert "Traceback" not in ended[0][2] + ended[1][2]
     assert "saved and stopped" in ended[0][1]
-    # Only the first speaks.
-    assert ended[1][1] == ""
+    # Only the first speaks of the run; the rest is what the network library says.
+    assert "step" not in ended[1][1]
     stopped = micro.steps(two)[-1]
-    assert 3 <= stopped < 24
+    assert 2 <= stopped < 12
     assert micro.rows(two)[-1]["step"] == stopped
 
     ended = finish(start(micro, arguments))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert f"after step {stopped}" in ended[0][1].replace("\n", " ")
     assert micro.losses(two) == pytest.approx(micro.losses(one), rel=1e-6)
-    assert list(micro.losses(two)) == list(range(1, 25))
+    assert list(micro.losses(two)) == list(range(1, 13))
 
     assert micro.main("evaluate", str(two)) == 0
-    longer = micro.train(two, "train.num_steps=25")
+    longer = micro.train(two, "train.num_steps=13")
     assert micro.main(*longer) == 0
-    assert micro.steps(two)[-1] == 25
+    assert micro.steps(two)[-1] == 13

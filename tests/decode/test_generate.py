@@ -1,6 +1,7 @@
 """Token by token with a cache, as all at once without one."""
 
 import functools
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -23,19 +24,17 @@ def key(seed=0):
     return jax.random.key(seed)
 
 
-def whole(model, params, sequences) -> list[np.ndarray]:
-    """Logits after the last token of each sequence behind its beginning, without a cache, one at a time."""
+def uncached(model, params) -> Callable[[list[int]], np.ndarray]:
+    """Gives the logits after the last token of a sequence behind its beginning, of the whole sequence at once."""
     call = jax.jit(lambda params, tokens: model.bind(params)(tokens))
-    rows = model.rules.parts("batch")
 
     def last(sequence):
         # Padding stands behind the sequence, where no position of it looks.
-        width = -(-(len(sequence) + 1) // 32) * 32
-        tokens = np.zeros((rows, width), np.int32)
+        tokens = np.zeros((model.rules.parts("batch"), 64), np.int32)
         tokens[:, 1 : len(sequence) + 1] = sequence
         return np.asarray(call(params, jax.device_put(tokens, model.rules("batch", "length"))))[0, len(sequence)]
 
-    return [last(sequence) for sequence in sequences]
+    return last
 
 
 @pytest.fixture(
@@ -93,17 +92,18 @@ def test_greedy_equals_uncached_greedy(make, draw, data, tensor):
     model = make("palm_2d", data, tensor)
     params = draw(model, 1)
     steps = continuations(model, params, PROMPTS, GREEDY, 6)
-    sequences = [list(prompt) for prompt in PROMPTS]
+    sequences, last = [list(prompt) for prompt in PROMPTS], uncached(model, params)
     for step in steps:
-        for row, logits in enumerate(whole(model, params, sequences)):
+        for row, sequence in enumerate(sequences):
+            logits = last(sequence)
             assert 1 <= step[row] < PIECES
-            if END in sequences[row][len(PROMPTS[row]) :]:
+            if END in sequence[len(PROMPTS[row]) :]:
                 assert step[row] == END
                 continue
             # The likeliest that may be drawn, or as good as it: rounding differs.
             best = logits[1:PIECES].max()
             assert logits[step[row]] >= best - 1e-4 * np.abs(logits).max()
-            sequences[row].append(int(step[row]))
+            sequence.append(int(step[row]))
 
 
 @pytest.fixture(scope="module")

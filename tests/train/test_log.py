@@ -110,7 +110,7 @@ def fields(message: bytes) -> list[tuple[int, bytes | int]]:
 
 
 def events(folder) -> list[tuple[int, dict[str, float]]]:
-    """Step and scalars of each event. Fields of Event: 2 step, 3 version, 5 summary; of Summary.Value: 1 tag, 2 number."""
+    """Step and scalars of each event; its fields are 2 step, 3 version, 5 summary, and of a value 1 tag, 2 number."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         assert "tfevents" in path.name

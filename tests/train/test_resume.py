@@ -1,6 +1,7 @@
 """A run taken up from its checkpoint goes on in every bit as if it had not been left."""
 
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -35,18 +36,16 @@ def batches(first: int, sharding):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "train", "layout"),
+    ("optimizer", "layout"),
     [
-        (OptimizerConfig(name="adamw", schedule="cosine", learning_rate=3e-3, hold_steps=3), {}, ("palm_2d", 1, 1)),
-        (OptimizerConfig(name="adamw", learning_rate=3e-3), {"microbatches": 2}, ("fsdp", 4, 2)),
-        (OptimizerConfig(name="adafactor", hold_steps=2), {"microbatches": 2}, ("palm_2d", 2, 4)),
-        (OptimizerConfig(name="adafactor"), {"precision": "bf16"}, ("tensor_parallel", 2, 4)),
+        (OptimizerConfig(name="adamw", schedule="cosine", learning_rate=3e-3, hold_steps=3), ("fsdp", 4, 2)),
+        (OptimizerConfig(name="adafactor", hold_steps=2), ("palm_2d", 2, 4)),
     ],
-    ids=["adamw", "adamw in microbatches", "adafactor in microbatches", "adafactor in half precision"],
+    ids=lambda value: getattr(value, "name", None),
 )
-def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, train, layout):
-    model = make(*layout)
-    config = TrainConfig(num_steps=STEPS, log_every=1, eval_every=100, checkpoint_every=4, **train)
+def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, layout):
+    model = make(*layout, num_layers=2)
+    config = TrainConfig(num_steps=STEPS, log_every=1, eval_every=100, checkpoint_every=4, microbatches=2)
     schedule = make_schedule(optimizer, STEPS)
     transformation = make_optimizer(optimizer, schedule, model)
     step = compile_step(make_step(model, transformation, schedule, config), model, transformation, (ROWS, LENGTH))
@@ -57,16 +56,13 @@ def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, train, layout):
         feed = batches(int(state.step), model.rules("batch", "length"))
         return jax.device_get(run(config, state, step, feed, store, {}, log, workload, hooks)[0])
 
-    store, whole = Store(tmp_path, kept=2), Rows()
+    store, whole = Store(tmp_path, kept=5), Rows()
     expected = go(initial_state(model, transformation, 0), store, whole)
     store.close()
     # As a kill after the checkpoint of step 4 leaves it.
     for later in (8, 9):
-        for path in sorted((tmp_path / "checkpoints" / str(later)).rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        if (tmp_path / "checkpoints" / str(later)).exists():
-            (tmp_path / "checkpoints" / str(later)).rmdir()
-    store, rest = Store(tmp_path, kept=2), Rows()
+        shutil.rmtree(tmp_path / "checkpoints" / str(later))
+    store, rest = Store(tmp_path, kept=5), Rows()
     restored = store.restore(
         to_items(abstract_state(model, transformation)), lambda *problem: pytest.fail(str(problem))
     )
