@@ -1,7 +1,7 @@
 """A small PaLM on the text that comes with Python: pathways-lm train configs/palm/tiny.py
 
 Reproduces: every part of PaLM's recipe (arXiv:2204.02311: architecture, initialisation, Adafactor, z-loss, packing,
-vocabulary rules) at a size that two CPU cores train in minutes. The learning rate's schedule has the paper's form with a
+vocabulary rules) at a size that two CPU cores train in minutes. The rate's schedule has the paper's form with a
 higher start and a shorter hold, for a run of 500 steps.
 """
 
