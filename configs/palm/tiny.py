@@ -2,7 +2,7 @@
 
 Reproduces: every part of PaLM's recipe (arXiv:2204.02311: architecture, initialisation, Adafactor, z-loss, packing,
 vocabulary rules) at a size that two CPU cores train in minutes. The rate's schedule has the paper's form with a
-higher start and a shorter hold, for a run of 500 steps.
+higher start and a shorter hold, for a run of 400 steps.
 """
 
 from pathways_lm.config import (
@@ -31,6 +31,6 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, tensor=1, rules="palm_2d"),
         data=DataConfig(mixture="python_text", sequence_length=256, batch_size=8),
         optimizer=OptimizerConfig(name="adafactor", schedule="rsqrt", learning_rate=2e-2, hold_steps=100),
-        train=TrainConfig(num_steps=500, precision="fp32", eval_every=50, checkpoint_every=100),
+        train=TrainConfig(num_steps=400, precision="fp32", eval_every=100, checkpoint_every=100),
         sample=SampleConfig(prompt="def ", num_tokens=96),
     )

@@ -172,5 +172,6 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    # The reason stands at the end, behind the names of files.
+    return line if len(line) <= 300 else f"{line[:140]} … {line[-140:]}"

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import jax
@@ -11,8 +12,7 @@ from pathways_lm.errors import ConfigError
 
 def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, and a lasting cache of compiled programs."""
-    # Through absl, Orbax announces what it sets by itself, and what it raises as well with its traceback.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quiet_orbax()
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("pathways_lm").setLevel(logging.INFO)
     if arguments.cpu_devices is not None:
@@ -20,3 +20,12 @@ def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
             raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")
         jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
     jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "compiled"))
+
+
+def _quiet_orbax() -> None:
+    """Keeps off the error stream what Orbax announces by itself, and what it tells besides raising it."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+    # From tensorstore's threads, for each further array when the first could not be written.
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else report(raised)
