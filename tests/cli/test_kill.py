@@ -52,8 +52,8 @@ def kill_at_random(micro, run: Path, draw: random.Random, kills: int) -> None:
         assert process.returncode == -signal.SIGKILL
         # Finished checkpoints stay, but for those that made room for newer ones.
         after = micro.steps(run)
-        assert len(after) >= len(before)
-        assert after >= before
+        assert len(after) >= min(len(before), 2)
+        assert after[-1:] >= before[-1:]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
