@@ -45,7 +45,9 @@ format: install
 # PyTorch is measured against, and nothing else needs it.
 bench: install
 	$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(VENV)/bin/pip install --quiet torch
-	$(VENV)/bin/python benchmarks/train_step.py
+	$(VENV)/bin/python -m benchmarks.train_step
+	$(VENV)/bin/python -m benchmarks.compile_time
+	$(VENV)/bin/python -m benchmarks.host_overhead
 
 install:
 	@test -n "$(PYTHON)" || { requirements/find-python 3.11 3.12 3.13; exit 2; }

@@ -1,4 +1,4 @@
-"""Compile time of 32 layers against 2: python benchmarks/compile_time.py
+"""Compile time of 32 layers against 2: python -m benchmarks.compile_time
 
 The layers are scanned, so that the compiler sees one. Both are compiled in turn, without a cache; medians.
 """

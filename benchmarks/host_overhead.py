@@ -1,4 +1,4 @@
-"""What the training loop adds to its compiled step: python benchmarks/host_overhead.py
+"""What the training loop adds to its compiled step: python -m benchmarks.host_overhead
 
 The tiny config's loop, with its real loader and metrics written to a file, beside the same compiled step called again
 and again on one batch that is already in place. Both in turn, several times; medians.

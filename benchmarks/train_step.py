@@ -1,4 +1,4 @@
-"""A training step of a small decoder beside the same model in plain PyTorch: python benchmarks/train_step.py
+"""A training step of a small decoder beside the same model in plain PyTorch: python -m benchmarks.train_step
 
 Same weights, same tokens, the same AdamW with the same global-norm clip, on the CPU. Steps alternate in one process, so
 that whatever else the machine does falls on both; medians and the ratio of medians are printed, and written as JSON.

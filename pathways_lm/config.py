@@ -119,7 +119,7 @@ class DataConfig(_Checked):
     """Sequences in a batch, over all devices."""
     validation_fraction: float = _bounded(0.02, above=0, at_most=0.5)
     """The share of files kept for validation, chosen by a hash of their names."""
-    seed: int = _bounded(0, at_least=0)
+    seed: int = _bounded(0, at_least=0, at_most=2**32 - 1)
     cache_dir: str = "~/.cache/pathways_lm"
 
 
@@ -150,7 +150,7 @@ class TrainConfig(_Checked):
     section: typing.ClassVar[str] = "train"
 
     num_steps: int = _bounded(at_least=1)
-    seed: int = _bounded(0, at_least=0)
+    seed: int = _bounded(0, at_least=0, at_most=2**32 - 1)
     microbatches: int = _bounded(1, at_least=1)
     """Parts a batch is cut into, whose gradients are summed before the update."""
     precision: str = _bounded("fp32", one_of=("fp32", "bf16"))

@@ -17,6 +17,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Prints a single prompt and its continuation as it is written; several, one after the other at the end."""
     if arguments.num_tokens < 1:
         raise ConfigError(f"--num-tokens must be at least 1, not {arguments.num_tokens}")
+    if not 0 <= arguments.seed < 2**32:
+        raise ConfigError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
     sampler = Sampler(arguments.temperature, arguments.top_k, arguments.top_p)
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
     trained = load_trained(arguments.run, arguments.overrides)

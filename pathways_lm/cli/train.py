@@ -14,11 +14,12 @@ from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.describe import describe_run, mesh_text
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.hooks import make_hooks
+from pathways_lm.cli.report import write_page
 from pathways_lm.config import Experiment
 from pathways_lm.configure import load
 from pathways_lm.data.cache import Corpus, prepare
 from pathways_lm.data.loader import Loader
-from pathways_lm.errors import CheckpointError
+from pathways_lm.errors import CheckpointError, UserError
 from pathways_lm.mesh import join_processes, make_mesh
 from pathways_lm.models.decoder import Model
 from pathways_lm.models.inventory import num_params
@@ -67,11 +68,12 @@ def main(arguments: argparse.Namespace) -> int:
         session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console)
         signal = _train(session, stack)
     if first:
-        # matplotlib takes a second to import; training must not wait for it.
-        from pathways_lm.report.page import write_report
-
-        with folder.writable():
-            console.print(f"report: {write_report(folder.path)}", highlight=False, soft_wrap=True)
+        try:
+            with folder.writable():
+                console.print(f"report: {write_page(folder.path)}", highlight=False, soft_wrap=True)
+        except UserError as error:
+            # The run itself is whole without its page.
+            console.print(f"no report: {error}", highlight=False, soft_wrap=True)
     if signal is None:
         return 0
     console.print("saved and stopped; the same command goes on from here")

@@ -68,6 +68,8 @@ class Vocabulary:
 
     def __init__(self, model: bytes):
         """Raises ValueError saying why `model` cannot be used."""
+        if not model:
+            raise ValueError("is empty")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:

@@ -136,6 +136,8 @@ def test_sample_prompt_longer_than_the_context(micro, refused, tmp_path):
         (["--prompt", "word " * 40], ["prompt of", "at most 30"]),
         (["--prompt", "a", "--prompt", "word " * 40], ["prompt of", "at most 30"]),
         (["--prompt", "a", "--num-tokens", "0"], ["--num-tokens", "at least 1"]),
+        (["--prompt", "a", "--seed", "-1"], ["--seed", "-1"]),
+        (["--prompt", "a", "--seed", str(2**40)], ["--seed", str(2**40)]),
         (["--prompt", "a", "--num-tokens", "-3"], ["--num-tokens", "-3"]),
         (["--prompt", "a", "--temperature", "-1"], ["temperature", "-1"]),
         (["--prompt", "a", "--temperature", "nan"], ["temperature", "nan"]),
