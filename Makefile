@@ -8,10 +8,12 @@ DEVICE ?= cpu
 CONFIG ?= configs/palm/tiny.py
 RUN ?= runs/palm-tiny
 ARGS ?=
-PYTHON ?= $(shell requirements/find-python 3.11 3.12 3.13)
+ifndef PYTHON
+PYTHON := $(shell requirements/find-python 3.11 3.12 3.13 2>/dev/null)
+endif
 VENV := .venv
 # Which lock file belongs to the interpreter, and a mark that is renewed only when that file changes.
-VERSION = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
 .PHONY: train test test-slow test-latest lint types format install bench
