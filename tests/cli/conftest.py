@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,7 +67,9 @@ class Micro:
         # Small programs are kept in the cache of compiled programs as well: each start is seconds shorter.
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, **{**pipes, **options})
+        # A suite that runs in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        return subprocess.Popen(command, env=environment, **{**pipes, **heeds, **options})
 
     def call(self, *arguments: str, largest_file_bytes: int = -1) -> subprocess.CompletedProcess:
         """The same, when it has ended. Writing beyond the size given fails, as on a full disk."""
