@@ -8,6 +8,7 @@ axes each is cut along. Two kinds of names are told apart: `'embed'` is the mode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pathways_lm.config import Experiment
@@ -84,6 +85,17 @@ class Rules:
         for axis in dict(self.table).get(name, ()):
             size *= self.mesh.shape[axis]
         return size
+
+
+def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.ShapeDtypeStruct:
+    """The same array on `mesh`, its devices included.
+
+    Tracing gives a spec on an abstract mesh, and from JAX 0.12 on none at all for an array that lies whole on every
+    device; so do scalars made from nothing. What is restored or compiled needs the devices.
+    """
+    whole = PartitionSpec(*(None for _ in traced.shape))
+    spec = whole if traced.sharding is None else traced.sharding.spec
+    return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def make_rules(preset: str, mesh: Mesh | AbstractMesh) -> Rules:

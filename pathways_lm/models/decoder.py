@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.layers.attention import KeyValue
@@ -16,7 +16,7 @@ from pathways_lm.layers.norm import LayerNorm
 from pathways_lm.layers.position import rotary_angles
 from pathways_lm.layers.stack import Stack
 from pathways_lm.models.block import ParallelBlock
-from pathways_lm.sharding import Rules
+from pathways_lm.sharding import Rules, on_mesh
 
 Params = dict[str, Any]
 
@@ -83,11 +83,8 @@ class Model:
         seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=rules())
         self.variables = jax.eval_shape(build, seed)
         self.graphdef = graphdefs[0]
-        self.abstract: Params = jax.tree.map(self._place, nnx.to_pure_dict(self.variables))
-
-    def _place(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # Tracing gives the spec on an abstract mesh; what is restored or compiled needs the devices.
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.rules.mesh, leaf.sharding.spec))
+        traced = nnx.to_pure_dict(self.variables)
+        self.abstract: Params = jax.tree.map(lambda leaf: on_mesh(leaf, rules.mesh), traced)
 
     def initialise(self, seed: int) -> Params:
         """Parameters drawn from `seed`: the same numbers on every mesh."""

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from pathways_lm.models.decoder import Model
+from pathways_lm.sharding import on_mesh
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def inventory(model: Model) -> list[Parameter]:
     """Every parameter, in the order the model uses them in a dictionary."""
     rows = []
     for path, variable in nnx.to_flat_state(model.variables):
-        value = variable.get_value()
+        value = on_mesh(variable.get_value(), model.rules.mesh)
         spec = f"P({', '.join(map(repr, value.sharding.spec))})"
         name = "/".join(map(str, path))
         rows.append(Parameter(name, value.shape, str(value.dtype), spec, variable.std, math.prod(value.shape)))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import NamedSharding
 
 from pathways_lm.models.decoder import Model, Params
+from pathways_lm.sharding import on_mesh
 
 
 class TrainState(NamedTuple):
@@ -31,14 +31,7 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: i
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
     """The state's shapes, types and shardings, without its numbers."""
     shapes = jax.eval_shape(_wrap(optimizer, seed), model.abstract)
-    mesh = model.rules.mesh
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # Scalars made from nothing carry no mesh of their own: they lie whole on every device.
-        spec = leaf.sharding.spec if leaf.sharding is not None else jax.sharding.PartitionSpec()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, shapes)
+    return jax.tree.map(lambda leaf: on_mesh(leaf, model.rules.mesh), shapes)
 
 
 def shardings(abstract: TrainState) -> TrainState:
