@@ -47,7 +47,8 @@ def draw() -> Callable:
     Norm scales are not left at one, where a missing or misplaced scale would not show.
     """
     from flax import nnx
-    from jax.sharding import NamedSharding
+
+    from pathways_lm.sharding import on_mesh
 
     def parameters(model, seed: int = 0) -> dict:
         random = np.random.default_rng(seed)
@@ -56,7 +57,7 @@ def draw() -> Callable:
             value = variable.get_value()
             noise = random.normal(size=value.shape)
             drawn = variable.std * noise if variable.std else 1 + 0.2 * noise
-            return jax.device_put(drawn.astype(np.float32), NamedSharding(model.rules.mesh, value.sharding.spec))
+            return jax.device_put(drawn.astype(np.float32), on_mesh(value, model.rules.mesh).sharding)
 
         is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
         return nnx.to_pure_dict(jax.tree.map(one, model.variables, is_leaf=is_variable))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import reshard
 
 from pathways_lm.layers.attention import KeyValue
 from pathways_lm.sharding import Rules
@@ -31,10 +32,11 @@ def empty(num_layers: int, batch: int, slots: int, head_dim: int, dtype: jnp.dty
     """A cache without tokens. With 0 slots, it is what a prompt is appended to."""
     shape = (num_layers, batch, slots, head_dim)
     placed = rules("layers", "batch", None, None)
+    # From JAX 0.12 on, constants have no sharding before they are put somewhere.
     return Cache(
-        keys=jnp.zeros(shape, dtype, out_sharding=placed),
-        values=jnp.zeros(shape, dtype, out_sharding=placed),
-        positions=jnp.full((batch, slots), -1, jnp.int32, out_sharding=rules("batch", None)),
+        keys=reshard(jnp.zeros(shape, dtype), placed),
+        values=reshard(jnp.zeros(shape, dtype), placed),
+        positions=reshard(jnp.full((batch, slots), -1, jnp.int32), rules("batch", None)),
         used=jnp.zeros((), jnp.int32),
     )
 

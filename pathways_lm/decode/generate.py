@@ -105,6 +105,9 @@ class Generator:
     def _extend(
         self, params: Params, previous_B: Array, at_B1: Array, cache: Cache, key: Array, sampler: Sampler
     ) -> tuple[Array, Array, Cache]:
+        # JAX 0.12 forgets what was said of arrays on a mesh of one device when they leave a compiled function.
+        at_B1 = reshard(at_B1, self.model.rules("batch", None))
+        previous_B = reshard(previous_B, self.model.rules("batch"))
         logits, fresh = self.model.bind(params).extend(
             previous_B[:, None], at_B1, (cache.keys, cache.values), cache.positions
         )

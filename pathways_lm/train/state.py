@@ -31,7 +31,15 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: i
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
     """The state's shapes, types and shardings, without its numbers."""
     shapes = jax.eval_shape(_wrap(optimizer, seed), model.abstract)
-    return jax.tree.map(lambda leaf: on_mesh(leaf, model.rules.mesh), shapes)
+    placed = jax.tree.map(lambda leaf: on_mesh(leaf, model.rules.mesh), shapes)
+    # Moments lie where their parameters do. Tracing does not tell: from JAX 0.12 on, zeros have no sharding.
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        placed.optimizer,
+        model.abstract,
+    )
+    return placed._replace(optimizer=moments)
 
 
 def shardings(abstract: TrainState) -> TrainState:

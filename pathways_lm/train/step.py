@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import reshard
 
 from pathways_lm.config import TrainConfig
 from pathways_lm.models.decoder import Model, Params
@@ -44,8 +45,11 @@ def gradient_sums(model: Model, config: TrainConfig, params: Params, tokens_BL: 
     def accumulate(total: tuple[Params, Sums], tokens: Array) -> tuple[tuple[Params, Sums], None]:
         return jax.tree.map(jnp.add, total, differentiate(params, tokens)), None
 
-    zero = Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
-    start = (jax.tree.map(jnp.zeros_like, params), zero)
+    def zero(traced: jax.ShapeDtypeStruct) -> Array:
+        value = jnp.zeros(traced.shape, traced.dtype)
+        return value if traced.sharding is None else reshard(value, traced.sharding)
+
+    start = jax.tree.map(zero, jax.eval_shape(differentiate, params, parts_MBL[0]))
     return jax.lax.scan(accumulate, start, parts_MBL)[0]
 
 
