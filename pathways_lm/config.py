@@ -119,7 +119,7 @@ class DataConfig(_Checked):
     """Sequences in a batch, over all devices."""
     validation_fraction: float = _bounded(0.02, above=0, at_most=0.5)
     """The share of files kept for validation, chosen by a hash of their names."""
-    seed: int = _bounded(0, at_least=0, at_most=2**32 - 1)
+    seed: int = _bounded(0, at_least=0)
     cache_dir: str = "~/.cache/pathways_lm"
 
 
