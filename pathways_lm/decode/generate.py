@@ -34,8 +34,12 @@ class Generator:
         self.vocabulary_size = vocabulary_size
         self.end = end
         self.context = context
-        self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"))
-        self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache")
+        # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
+        rules = model.rules
+        held = rules("layers", "batch", None, None)
+        out = (rules("batch"), rules("batch", None), Cache(held, held, rules("batch", None), rules()))
+        self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"), out_shardings=out)
+        self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache", out_shardings=out)
 
     def stream(
         self, params: Params, prompts: Sequence[Sequence[int]], sampler: Sampler, num_tokens: int, key: Array
@@ -105,9 +109,6 @@ class Generator:
     def _extend(
         self, params: Params, previous_B: Array, at_B1: Array, cache: Cache, key: Array, sampler: Sampler
     ) -> tuple[Array, Array, Cache]:
-        # JAX 0.12 forgets what was said of arrays on a mesh of one device when they leave a compiled function.
-        at_B1 = reshard(at_B1, self.model.rules("batch", None))
-        previous_B = reshard(previous_B, self.model.rules("batch"))
         logits, fresh = self.model.bind(params).extend(
             previous_B[:, None], at_B1, (cache.keys, cache.values), cache.positions
         )
