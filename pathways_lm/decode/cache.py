@@ -1,6 +1,6 @@
 """Keys and values of the tokens so far."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,14 @@ def empty(num_layers: int, batch: int, slots: int, head_dim: int, dtype: jnp.dty
         positions=reshard(jnp.full((batch, slots), -1, jnp.int32), rules("batch", None)),
         used=jnp.zeros((), jnp.int32),
     )
+
+
+def shardings(rules: Rules) -> Any:
+    """Where a cache's arrays lie, as a `Cache` of shardings."""
+    held: Any = rules("layers", "batch", None, None)
+    positions: Any = rules("batch", None)
+    used: Any = rules()
+    return Cache(held, held, positions, used)
 
 
 def write(cache: Cache, fresh: KeyValue, positions_BL: Array) -> Cache:

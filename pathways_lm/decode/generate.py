@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import reshard
 
-from pathways_lm.decode.cache import Cache, empty, write
+from pathways_lm.decode.cache import Cache, empty, shardings, write
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.decoder import Model, Params
@@ -36,8 +36,7 @@ class Generator:
         self.context = context
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         rules = model.rules
-        held = rules("layers", "batch", None, None)
-        out = (rules("batch"), rules("batch", None), Cache(held, held, rules("batch", None), rules()))
+        out = (rules("batch"), rules("batch", None), shardings(rules))
         self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"), out_shardings=out)
         self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache", out_shardings=out)
 
