@@ -61,9 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
             folder.create()
             stack.enter_context(folder.lock())
         model = Model(experiment.model, rules)
-        console.print(
-            f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}", highlight=False
-        )
+        said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
+        console.print(said, highlight=False, soft_wrap=True)
         corpus = prepare(experiment.data, experiment.model.vocab_size)
         session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console)
         signal = _train(session, stack)
@@ -105,10 +104,11 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         console.print(f"{problem}; using step {step}", style="yellow", highlight=False, soft_wrap=True)
         log.event(number, "damaged", problem)
     if step >= train.num_steps:
-        console.print(f"'{folder.path}' is trained to step {step}; raise train.num_steps or choose another run folder")
+        said = f"'{folder.path}' is trained to step {step}; raise train.num_steps or choose another run folder"
+        console.print(said, highlight=False, soft_wrap=True)
         return None
     if step:
-        console.print(f"resuming '{folder.path}' after step {step}", highlight=False)
+        console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
 
     began = time.perf_counter()
     shape = (data.batch_size, data.sequence_length)
