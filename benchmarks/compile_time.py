@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from pathways_lm.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from pathways_lm.mesh import make_mesh
-from pathways_lm.models.decoder import Model
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Model
 from pathways_lm.sharding import make_rules
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
@@ -28,7 +30,10 @@ def seconds_to_compile(config: ModelConfig) -> float:
     model = Model(config, make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
     schedule = make_schedule(OptimizerConfig(), 1)
     optimizer = make_optimizer(OptimizerConfig(), schedule, model)
-    compile_step(make_step(model, optimizer, schedule, TrainConfig(num_steps=1)), model, optimizer, (8, 128))
+    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32)
+    compile_step(
+        make_step(model, optimizer, schedule, TrainConfig(num_steps=1)), model, optimizer, Batch(tokens, tokens)
+    )
     return time.perf_counter() - began
 
 

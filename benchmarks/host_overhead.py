@@ -21,8 +21,10 @@ from rich.console import Console
 from pathways_lm.configure import load
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
+from pathways_lm.data.objectives import make_objective
 from pathways_lm.mesh import make_mesh
-from pathways_lm.models.decoder import Model
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Model
 from pathways_lm.sharding import make_rules
 from pathways_lm.train.log import Log
 from pathways_lm.train.loop import Hooks, Workload, run
@@ -58,17 +60,18 @@ def main() -> None:
     model = Model(experiment.model, make_rules(experiment.mesh.rules, make_mesh(experiment.mesh)))
     schedule = make_schedule(experiment.optimizer, steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
-    loader = Loader(prepare(experiment.data, experiment.model.vocab_size), experiment.data)
+    corpus = prepare(experiment.data, experiment.model.vocab_size)
+    loader = Loader(corpus, experiment.data, make_objective(experiment.data, corpus.vocabulary))
     shape = (experiment.data.batch_size, experiment.data.sequence_length)
     sharding = model.rules("batch", "length")
-    compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, shape)
+    compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, loader.example)
     batch = loader.batch(0, sharding)
     hooks = Hooks(lambda params: {"loss": 0.0, "bits_per_byte": 0.0}, lambda *unused: ("", ""), {})
     workload = Workload(shape[0] * shape[1], 1.0, None)
     seconds: dict[str, list[float]] = {"bare": [], "loop": [], "host": []}
     state, metrics = jax.block_until_ready(compiled(initial_state(model, optimizer, 0), batch))
 
-    def returns_at_once(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
+    def returns_at_once(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return state, metrics
 
     with tempfile.TemporaryDirectory() as folder:

@@ -18,8 +18,9 @@ import torch
 from benchmarks.torch_decoder import Decoder, load
 from pathways_lm.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from pathways_lm.mesh import make_mesh
-from pathways_lm.models.decoder import Model
+from pathways_lm.models.batch import Batch
 from pathways_lm.models.inventory import num_params
+from pathways_lm.models.model import Model
 from pathways_lm.sharding import make_rules
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
@@ -43,8 +44,9 @@ def ours(model: Model, precision: str, tokens: np.ndarray):
     schedule = make_schedule(config, 1)
     optimizer = make_optimizer(config, schedule, model)
     train = TrainConfig(num_steps=1, precision=precision, z_loss=0.0)
-    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, tokens.shape)
-    batch = jax.device_put(tokens, model.rules("batch", "length"))
+    inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+    batch = jax.device_put(Batch(inputs, tokens), model.rules("batch", "length"))
+    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, batch)
     state = initial_state(model, optimizer, 0)
 
     def step() -> float:

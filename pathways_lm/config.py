@@ -14,7 +14,7 @@ from pathways_lm.errors import ConfigError, nearest
 
 
 def _bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """A dataclass field with bounds: `above`, `at_least`, `at_most`, `one_of`."""
+    """A dataclass field with bounds: `above`, `at_least`, `below`, `at_most`, `one_of`."""
     if default is dataclasses.MISSING:
         return field(metadata=bounds)
     return field(default=default, metadata=bounds)
@@ -42,6 +42,8 @@ def _check(name: str, value: Any, kind: type, bounds: typing.Mapping[str, Any]) 
         raise ConfigError(f"{name} must be above {bounds['above']}, not {value!r}")
     if "at_least" in bounds and not value >= bounds["at_least"]:
         raise ConfigError(f"{name} must be at least {bounds['at_least']}, not {value!r}")
+    if "below" in bounds and not value < bounds["below"]:
+        raise ConfigError(f"{name} must be below {bounds['below']}, not {value!r}")
     if "at_most" in bounds and not value <= bounds["at_most"]:
         raise ConfigError(f"{name} must be at most {bounds['at_most']}, not {value!r}")
     if "one_of" in bounds and value not in bounds["one_of"]:
@@ -54,20 +56,116 @@ def _kind_name(kind: type) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoEConfig(_Checked):
+    """A mixture of experts in place of the MLP of some layers (Switch, GShard, GLaM, ST-MoE)."""
+
+    section: typing.ClassVar[str] = "model.moe"
+
+    num_experts: int = _bounded(0, at_least=0)
+    """Experts of an MoE layer; 0 is a dense model."""
+    router: str = _bounded("top_k", one_of=("top_k", "expert_choice"))
+    """`top_k`: tokens choose experts. `expert_choice`: experts choose tokens, which looks ahead in a causal model."""
+    top_k: int = _bounded(1, at_least=1)
+    every: int = _bounded(2, at_least=1)
+    """One layer in so many is an MoE layer."""
+    offset: int = _bounded(-1, at_least=-1)
+    """Which one of each `every`, from 0; -1 is the last."""
+    mlp_dim: int = _bounded(0, at_least=0)
+    """Hidden units of an expert; 0 takes the model's."""
+    activation: str = _bounded("", one_of=("", "relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
+    """Of the experts; empty takes the model's."""
+    capacity_factor: float = _bounded(1.25, above=0)
+    """An expert takes at most this times tokens / experts of each group in training, the rest are dropped."""
+    eval_capacity_factor: float = _bounded(2.0, above=0)
+    min_capacity: int = _bounded(4, at_least=1)
+    group_tokens: int = _bounded(0, at_least=0)
+    """Tokens that compete for places, whatever the number of devices; 0 takes each sequence as a group."""
+    renormalise: bool = True
+    """Divide the gates of a token's experts by their sum. Switch does not."""
+    second_expert: str = _bounded("all", one_of=("all", "random", "threshold"))
+    """In training, keep a token's second expert always, with probability 2 g2 (GShard), or g2 / threshold (ST-MoE)."""
+    second_threshold: float = _bounded(0.2, above=0)
+    jitter: float = _bounded(0.0, at_least=0, at_most=0.5)
+    """The router's inputs are multiplied by U(1 - jitter, 1 + jitter) in training."""
+    balance: str = _bounded("switch", one_of=("switch", "gshard"))
+    """Switch's form of the balance loss is 1 where experts are used evenly; GShard's is that over experts^2."""
+    balance_loss: float = _bounded(0.01, at_least=0)
+    router_z_loss: float = _bounded(0.0, at_least=0)
+    dropout: float = _bounded(0.0, at_least=0, below=1)
+    """Of the hidden units of experts."""
+    extra_dense: bool = False
+    """A dense MLP layer after each MoE layer (ST-MoE)."""
+    dispatch: str = _bounded("einsum", one_of=("einsum", "all_to_all", "dropless"))
+    """How tokens reach experts: products with one-hot masks, an exchange by index, or sorted without a capacity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_experts and self.top_k > self.num_experts:
+            raise ConfigError(f"model.moe.top_k={self.top_k} is above model.moe.num_experts={self.num_experts}")
+        if self.offset >= self.every:
+            raise ConfigError(f"model.moe.offset={self.offset} must be below model.moe.every={self.every}, or -1")
+        if self.router == "expert_choice" and self.dispatch == "dropless":
+            raise ConfigError(
+                "model.moe.dispatch='dropless' is for tokens that choose; experts that choose fill a capacity"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Checked):
-    """A decoder of PaLM's form (arXiv:2204.02311, section 2)."""
+    """A transformer of one or two towers of alike blocks. The defaults are PaLM's (arXiv:2204.02311, section 2)."""
 
     section: typing.ClassVar[str] = "model"
 
+    shape: str = _bounded("decoder", one_of=("decoder", "encoder_decoder", "encoder"))
     num_layers: int = _bounded(at_least=1)
+    """Of the decoder, or of the only tower."""
+    num_encoder_layers: int = _bounded(0, at_least=0)
+    """Of the encoder beside a decoder; 0 is as many as the decoder's."""
     embed_dim: int = _bounded(at_least=1)
     num_heads: int = _bounded(at_least=1)
+    num_kv_heads: int = _bounded(1, at_least=1)
+    """Heads of keys and values: 1 is multi-query, `num_heads` multi-head, between them grouped-query attention."""
     head_dim: int = _bounded(at_least=2)
     mlp_dim: int = _bounded(at_least=1)
     vocab_size: int = _bounded(at_least=260)
     """Rows of the embedding table: three special tokens, 256 bytes and the learned pieces."""
-    rope_base: float = _bounded(10_000.0, above=0)
+    block: str = _bounded("parallel", one_of=("parallel", "pre_norm", "post_norm"))
+    """MLP beside attention (PaLM), or one after the other with norms before (GPT-2, T5) or after (BERT)."""
+    norm: str = _bounded("layer", one_of=("layer", "rms"))
+    norm_scale: bool = True
+    norm_bias: bool = False
     norm_epsilon: float = _bounded(1e-6, above=0)
+    activation: str = _bounded("swiglu", one_of=("relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
+    """`gelu` is exact, `gelu_tanh` its approximation, which `geglu` uses too. swiglu and geglu have a third kernel."""
+    bias: bool = False
+    """Biases of the kernels of attention and MLP."""
+    positions: str = _bounded("rotary", one_of=("rotary", "learned", "relative", "relative_per_layer", "none"))
+    """`relative` is T5's bucketed bias, one table a tower or one a layer."""
+    rope_base: float = _bounded(10_000.0, above=0)
+    max_length: int = _bounded(0, at_least=0)
+    """Rows of the table of learned positions."""
+    relative_buckets: int = _bounded(32, at_least=2)
+    relative_max_distance: int = _bounded(128, at_least=2)
+    scaled_attention: bool = True
+    """Scores are divided by sqrt(head_dim). T5 folds that into the queries' initial spread."""
+    tied_head: bool = True
+    """The logits' kernel is the embedding table."""
+    scaled_logits: bool = True
+    """What enters the logits' product is divided by sqrt(embed_dim)."""
+    token_types: int = _bounded(0, at_least=0)
+    """Rows of the table of token types (BERT's two sentences); 0 has none."""
+    pooler: bool = False
+    """An encoder's first position also tells whether two sentences stand in order (BERT)."""
+    init: str = _bounded("fan_in", one_of=("fan_in", "truncated_fan_in", "t5", "megatron"))
+    """Kernels from N(0, init_scale / inputs), the same truncated at two deviations (Switch), the same with T5's smaller
+    queries, or N(0, init_std^2) with kernels that end a residual branch smaller by sqrt(2 layers)."""
+    init_scale: float = _bounded(1.0, above=0)
+    init_std: float = _bounded(0.02, above=0)
+    dropout: float = _bounded(0.0, at_least=0, below=1)
+    """Of the embeddings, the attention's weights and what each layer adds."""
+    hidden_dropout: float = _bounded(0.0, at_least=0, below=1)
+    """Of the hidden units of dense MLPs."""
+    moe: MoEConfig = MoEConfig()
     remat: str = _bounded("none", one_of=("none", "attention", "block"))
     """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks."""
     unroll: int = _bounded(1, at_least=1)
@@ -75,8 +173,37 @@ class ModelConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_dim % 2:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}"
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
             raise ConfigError(f"model.head_dim={self.head_dim} must be even: rotary positions turn pairs")
+        if self.positions == "learned" and not self.max_length:
+            raise ConfigError("model.max_length is not set: learned positions need a table of that many rows")
+        if self.shape == "encoder_decoder" and self.block == "parallel":
+            raise ConfigError(
+                "model.block='parallel' has no place for the decoder's look at the encoder; use 'pre_norm'"
+            )
+        if self.shape == "encoder" and not self.tied_head:
+            raise ConfigError("model.tied_head=False: the masked-LM head of an encoder is its embedding table")
+        if self.pooler and self.shape != "encoder":
+            raise ConfigError(f"model.pooler is for model.shape='encoder', not {self.shape!r}")
+        if self.num_encoder_layers and self.shape != "encoder_decoder":
+            raise ConfigError(f"model.num_encoder_layers is for 'encoder_decoder'; a {self.shape!r} has num_layers")
+        if self.moe.num_experts:
+            self._check_experts()
+
+    def _check_experts(self) -> None:
+        every = self.moe.every
+        for name, layers in (("num_layers", self.num_layers), ("num_encoder_layers", self.num_encoder_layers)):
+            if layers % every:
+                raise ConfigError(f"model.{name}={layers} is not a multiple of model.moe.every={every}")
+        if self.moe.router == "expert_choice" and self.shape != "encoder":
+            raise ConfigError(
+                "model.moe.router='expert_choice' is for encoders: an expert that chooses among the tokens of a "
+                "sequence lets later tokens decide what becomes of earlier ones, which a decoder must not know"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +213,23 @@ class MeshConfig(_Checked):
     section: typing.ClassVar[str] = "mesh"
 
     data: int = _bounded(-1, at_least=-1)
-    """Devices along the data axis; -1 takes all that the other axis leaves."""
+    """Devices along the data axis; -1 takes all that the other axes leave."""
+    expert: int = _bounded(1, at_least=-1)
+    """Devices along the expert axis, which also cuts the batch; -1 takes all that the other axes leave."""
     tensor: int = _bounded(1, at_least=-1)
-    """Devices along the tensor axis; -1 takes all that the other axis leaves."""
+    """Devices along the tensor axis; -1 takes all that the other axes leave."""
     rules: str = "palm_2d"
     """The layout: `palm_2d`, `fsdp` or `tensor_parallel` (see `pathways_lm.sharding`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if 0 in (self.data, self.tensor):
-            raise ConfigError("mesh.data and mesh.tensor must be above 0, or -1 to fill up; not 0")
-        if self.data == self.tensor == -1:
-            raise ConfigError("mesh.data and mesh.tensor are both -1; only one axis can fill up")
+        sizes = {"mesh.data": self.data, "mesh.expert": self.expert, "mesh.tensor": self.tensor}
+        for name, size in sizes.items():
+            if size == 0:
+                raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")
+        filling = [name for name, size in sizes.items() if size == -1]
+        if len(filling) > 1:
+            raise ConfigError(f"{' and '.join(filling)} are -1; only one axis can fill up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +246,10 @@ class DataConfig(_Checked):
     """The key of a JSON line that holds the document."""
     vocabulary: str = ""
     """A SentencePiece model file; empty trains one on the corpus."""
+    objective: str = _bounded("causal", one_of=("causal", "prefix", "span_corruption", "masked"))
+    """What is predicted: the next token, the next after a prefix seen both ways, T5's dropped spans, BERT's masks."""
+    extra_ids: int = _bounded(0, at_least=0)
+    """Ids behind the vocabulary's pieces that no text has: T5's sentinels (100), BERT's mask (1)."""
     sequence_length: int = _bounded(2048, at_least=2)
     batch_size: int = _bounded(512, at_least=1)
     """Sequences in a batch, over all devices."""
@@ -200,10 +336,25 @@ class Experiment(_Checked):
                 f"data.batch_size={self.data.batch_size} does not divide into "
                 f"train.microbatches={self.train.microbatches}"
             )
+        self._check_objective()
         if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
             raise ConfigError(
                 f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
                 f"train.num_steps={self.train.num_steps}"
+            )
+
+    def _check_objective(self) -> None:
+        shapes = {"causal": "decoder", "prefix": "decoder", "span_corruption": "encoder_decoder", "masked": "encoder"}
+        needed = shapes[self.data.objective]
+        if self.model.shape != needed:
+            fitting = " or ".join(repr(name) for name, shape in shapes.items() if shape == self.model.shape)
+            raise ConfigError(
+                f"data.objective={self.data.objective!r} needs model.shape={needed!r}, not {self.model.shape!r}, "
+                f"for which it is {fitting}"
+            )
+        if self.model.positions == "learned" and self.data.sequence_length > self.model.max_length:
+            raise ConfigError(
+                f"data.sequence_length={self.data.sequence_length} is above model.max_length={self.model.max_length}"
             )
 
 
@@ -224,14 +375,12 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> Experiment:
     """The inverse of `to_dict`. Raises ConfigError for unknown or missing fields."""
-    sections = {}
-    for name, kind in SECTIONS.items():
-        sections[name] = build(kind, values.get(name, {}))
+    sections = {name: build(kind, values.get(name, {})) for name, kind in SECTIONS.items()}
     return build(Experiment, {**values, **sections})
 
 
 def build(kind: type, values: dict[str, Any]) -> Any:
-    """`kind(**values)`, with unknown and missing fields told by name."""
+    """`kind(**values)`, sections within it built from their own values; unknown and missing fields are told by name."""
     section = getattr(kind, "section", "")
     prefix = f"{section}." if section else ""
     if not isinstance(values, dict):
@@ -243,4 +392,9 @@ def build(kind: type, values: dict[str, Any]) -> Any:
     for name, item in fields.items():
         if name not in values and item.default is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{name} is not set, and it has no default")
-    return kind(**values)
+    types = typing.get_type_hints(kind)
+    built = {
+        name: build(types[name], value) if isinstance(value, dict) and issubclass(types[name], _Checked) else value
+        for name, value in values.items()
+    }
+    return kind(**built)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pathways_lm.config import SECTIONS, Experiment, build, from_dict, to_dict
+from pathways_lm.config import SECTIONS, Experiment, MoEConfig, build, from_dict, to_dict
 from pathways_lm.errors import ConfigError, nearest
 
 
@@ -41,22 +41,45 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     values = to_dict(experiment)
     for text in overrides:
         target, equals, value = text.partition("=")
-        section, dot, name = target.partition(".")
         if not equals:
             raise ConfigError(f"--set {text} must read section.field=value")
-        if target == "name":
-            values["name"] = value
-        elif not dot and section in SECTIONS:
-            raise ConfigError(
-                f"--set {text}: {section} is a section; name one of its fields: {', '.join(values[section])}"
-            )
-        elif not dot or section not in SECTIONS:
-            raise ConfigError(f"--set {text}: no field '{target}'{nearest(section, SECTIONS)}")
-        else:
-            if name not in values[section]:
-                raise ConfigError(f"--set {text}: no field '{target}'{nearest(name, values[section])}")
-            values[section][name] = _literal(value, like=values[section][name])
+        *sections, name = target.split(".")
+        fields = values
+        for section in sections:
+            if not isinstance(fields.get(section), dict):
+                raise ConfigError(f"--set {text}: no field '{target}'{nearest(section, _sections(fields))}")
+            fields = fields[section]
+        if name not in fields:
+            raise ConfigError(f"--set {text}: no field '{target}'{nearest(name, fields)}")
+        if isinstance(fields[name], dict):
+            raise ConfigError(f"--set {text}: {target} is a section; name one of its fields: {', '.join(fields[name])}")
+        fields[name] = _literal(value, like=fields[name])
     return from_dict(values)
+
+
+def to_gin(experiment: Experiment) -> str:
+    """The experiment as a gin file that loads to an equal one; fields at their defaults are left out."""
+    bindings = _bindings(experiment)
+    width = max(len(name) for name, _ in bindings)
+    return "".join(f"{name.ljust(width)} = {value}\n" for name, value in bindings)
+
+
+def _bindings(section: Any) -> list[tuple[str, str]]:
+    own, nested = [], []
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        name = f"{type(section).__name__}.{item.name}"
+        if dataclasses.is_dataclass(value):
+            if value != item.default:
+                own.append((name, f"@{type(value).__name__}()"))
+                nested += _bindings(value)
+        elif value != item.default:
+            own.append((name, repr(value)))
+    return own + nested
+
+
+def _sections(fields: dict[str, Any]) -> list[str]:
+    return [name for name, value in fields.items() if isinstance(value, dict)]
 
 
 def _literal(text: str, like: Any) -> Any:
@@ -93,7 +116,7 @@ def _explain(error: TypeError) -> str:
     if not complaint:
         return str(error)
     kind, what, name = complaint.groups()
-    for known in (*SECTIONS.values(), Experiment):
+    for known in (*SECTIONS.values(), MoEConfig, Experiment):
         if known.__name__ == kind:
             required = {item.name for item in dataclasses.fields(known) if item.default is dataclasses.MISSING}
             given = required - {name} if what.startswith("missing") else {name}
@@ -126,7 +149,7 @@ def _gin() -> Any:
         construct.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return construct
 
-    for kind in (*SECTIONS.values(), Experiment):
+    for kind in (*SECTIONS.values(), MoEConfig, Experiment):
         gin.external_configurable(builder(kind), name=kind.__name__, module="pathways_lm.config")
     return gin
 

@@ -15,15 +15,16 @@ from pathways_lm.config import MeshConfig
 from pathways_lm.errors import ConfigError
 
 DATA = "data"
+EXPERT = "expert"
 TENSOR = "tensor"
-AXES = (DATA, TENSOR)
+AXES = (DATA, EXPERT, TENSOR)
 
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
-    sizes = {DATA: config.data, TENSOR: config.tensor}
+    sizes = {DATA: config.data, EXPERT: config.expert, TENSOR: config.tensor}
     given = int(np.prod([size for size in sizes.values() if size != -1]))
-    shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
     if given > num_devices:
         raise ConfigError(f"{shape} needs {given} devices; there are {num_devices}")
     if -1 in sizes.values():

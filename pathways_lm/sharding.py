@@ -2,7 +2,8 @@
 
 Layers name dimensions (`'batch'`, `'embed'`, `'heads'`) and a frozen `Rules` value says which mesh
 axes each is cut along. Two kinds of names are told apart: `'embed'` is the model dimension of a
-*parameter*, `'residual'` the model dimension of the *activations* between blocks.
+*parameter*, `'residual'` the model dimension of the *activations* between blocks. `'batch'` is cut
+over the experts' axes, too; `'group'` is what remains of it where tokens lie with their experts.
 """
 
 from collections.abc import Mapping
@@ -13,29 +14,44 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pathways_lm.config import Experiment
 from pathways_lm.errors import ConfigError, nearest
-from pathways_lm.mesh import DATA, TENSOR
+from pathways_lm.mesh import DATA, EXPERT, TENSOR
 
 Axes = tuple[str, ...]
+
+# Sequences are cut over the expert axis, too: it is a data axis along which experts are spread. It comes last, so that
+# devices which exchange tokens hold neighbouring groups.
+SEQUENCES = (DATA, EXPERT)
 
 PRESETS: Mapping[str, Mapping[str, Axes]] = {
     # PaLM section 4, GSPMD's "2D finalized": parameters over both axes, gathered over data when used;
     # activations between blocks over both axes, gathered over tensor inside a block.
     "palm_2d": {
-        "batch": (DATA,),
+        "batch": SEQUENCES,
         "residual": (TENSOR,),
         "embed": (DATA,),
         "heads": (TENSOR,),
         "mlp": (TENSOR,),
         "vocab": (TENSOR,),
+        "expert": (EXPERT,),
+        "group": (DATA,),
     },
     # ZeRO stage 3: every device has its own sequences and a slice of each parameter.
-    "fsdp": {"batch": (DATA, TENSOR), "embed": (DATA, TENSOR)},
+    "fsdp": {"batch": (DATA, TENSOR, EXPERT), "embed": (DATA, TENSOR), "expert": (EXPERT,), "group": (DATA, TENSOR)},
     # Megatron-LM (arXiv:1909.08053, section 3): parameters cut by heads and columns, activations
-    # between blocks whole.
-    "tensor_parallel": {"batch": (DATA,), "heads": (TENSOR,), "mlp": (TENSOR,), "vocab": (TENSOR,)},
+    # between blocks whole. Switch (arXiv:2101.03961, section 5.5): experts apart from both.
+    "tensor_parallel": {
+        "batch": SEQUENCES,
+        "heads": (TENSOR,),
+        "mlp": (TENSOR,),
+        "vocab": (TENSOR,),
+        "expert": (EXPERT,),
+        "group": (DATA,),
+    },
 }
 
-NAMES = frozenset({"batch", "length", "residual", "embed", "heads", "head_dim", "mlp", "vocab", "norm", "layers"})
+NAMES = frozenset(
+    {"batch", "length", "residual", "embed", "heads", "head_dim", "mlp", "vocab", "expert", "group", "norm", "layers"}
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,10 @@ class Rules:
             entries.append(axes[0] if len(axes) == 1 else axes or None)
         return NamedSharding(self.mesh, PartitionSpec(*entries))
 
+    def axes(self, name: str) -> Axes:
+        """The mesh axes a dimension is cut along."""
+        return dict(self.table).get(name, ())
+
     def parts(self, name: str) -> int:
         """Into how many parts a dimension is cut."""
         size = 1
@@ -116,10 +136,21 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
         ("model.vocab_size", model.vocab_size, "vocab"),
         ("data.batch_size / train.microbatches", data.batch_size // experiment.train.microbatches, "batch"),
     ]
+    if model.moe.num_experts:
+        dimensions.append(("model.moe.num_experts", model.moe.num_experts, "expert"))
+    if model.moe.mlp_dim:
+        dimensions.append(("model.moe.mlp_dim", model.moe.mlp_dim, "mlp"))
     for field, size, name in dimensions:
         parts = rules.parts(name)
         if size % parts:
-            axes = " x ".join(f"mesh.{axis}={rules.mesh.shape[axis]}" for axis in dict(rules.table)[name])
+            axes = " x ".join(
+                f"mesh.{axis}={rules.mesh.shape[axis]}" for axis in rules.axes(name) if rules.mesh.shape[axis] > 1
+            )
             below, above = size // parts * parts, -(-size // parts) * parts
             fits = " or ".join(str(value) for value in (below, above) if value > 0)
             raise ConfigError(f"{field}={size} ('{name}') is not divisible by {axes}; {fits} would be")
+    kv_heads, parts = model.num_kv_heads, rules.parts("heads")
+    if kv_heads % parts and parts % kv_heads:
+        raise ConfigError(
+            f"model.num_kv_heads={kv_heads} and the {parts} parts that heads are cut into must divide one another"
+        )

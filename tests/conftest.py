@@ -31,7 +31,7 @@ def tiny() -> Callable[..., ModelConfig]:
 def make(tiny: Callable[..., ModelConfig]) -> Callable:
     """`make(preset, data, tensor, **changes)` is the small `Model` on a mesh of that many devices."""
     from pathways_lm.mesh import make_mesh
-    from pathways_lm.models.decoder import Model
+    from pathways_lm.models.model import Model
     from pathways_lm.sharding import make_rules
 
     def build(preset: str = "palm_2d", data: int = 1, tensor: int = 1, **changes) -> Model:

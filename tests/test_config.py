@@ -15,6 +15,7 @@ from pathways_lm.config import (
     DataConfig,
     Experiment,
     MeshConfig,
+    MoEConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
@@ -27,7 +28,8 @@ REQUIRED = {
     "model": {"num_layers": 2, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "vocab_size": 300},
     "train": {"num_steps": 100},
 }
-FIELDS = [(section, item.name) for section, kind in SECTIONS.items() for item in dataclasses.fields(kind)]
+KINDS = {**SECTIONS, "model.moe": MoEConfig}
+FIELDS = [(section, item.name) for section, kind in KINDS.items() for item in dataclasses.fields(kind)]
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -39,7 +41,7 @@ def refusal(call, *args, **kwargs) -> str:
 
 
 def section(name: str, /, **changes):
-    return SECTIONS[name](**{**REQUIRED.get(name, {}), **changes})
+    return KINDS[name](**{**REQUIRED.get(name, {}), **changes})
 
 
 def experiment(**sections) -> Experiment:
@@ -51,12 +53,17 @@ def default(name: str, field: str):
     return getattr(section(name), field)
 
 
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_wrong_types(name, field):
     """A number for text and text for a number; a boolean, a list and None for anything."""
     right = default(name, field)
-    wrong = [True, [1], None, b"x", *([3, 3.0] if isinstance(right, str) else ["3", ""])]
-    if isinstance(right, int):
+    wrong = [[1], None, b"x", *([3, 3.0] if isinstance(right, str) else ["3", ""])]
+    wrong += [3] if isinstance(right, bool) else [True]
+    if isinstance(right, int) and not isinstance(right, bool):
         wrong += [2.0, 2.5]
     for value in wrong:
         assert refusal(section, name, **{field: value}).startswith(f"{name}.{field} must be ")
@@ -68,11 +75,11 @@ def test_not_finite(name, field):
         assert refusal(section, name, **{field: value}) == f"{name}.{field} must be a finite number, not {value!r}"
 
 
-@pytest.mark.parametrize(("name", "field"), [pair for pair in FIELDS if isinstance(default(*pair), (int, float))])
+@pytest.mark.parametrize(("name", "field"), [pair for pair in FIELDS if is_number(default(*pair))])
 def test_negative(name, field):
     """No number of any section makes sense at -2; -1 fills a mesh axis, and nothing else."""
     assert refusal(section, name, **{field: -2}).startswith(f"{name}.{field} must be a")
-    if name != "mesh":
+    if name != "mesh" and (name, field) != ("model.moe", "offset"):
         assert f"{name}.{field}" in refusal(section, name, **{field: -1})
 
 
@@ -85,10 +92,24 @@ ZERO_IS_FINE = {
     ("optimizer", "weight_decay"),
     ("sample", "temperature"),
     ("sample", "top_k"),
+    ("data", "extra_ids"),
+    ("model", "num_encoder_layers"),
+    ("model", "max_length"),
+    ("model", "token_types"),
+    ("model", "dropout"),
+    ("model", "hidden_dropout"),
+    ("model.moe", "num_experts"),
+    ("model.moe", "mlp_dim"),
+    ("model.moe", "offset"),
+    ("model.moe", "group_tokens"),
+    ("model.moe", "jitter"),
+    ("model.moe", "balance_loss"),
+    ("model.moe", "router_z_loss"),
+    ("model.moe", "dropout"),
 }
 
 
-@pytest.mark.parametrize(("name", "field"), [pair for pair in FIELDS if isinstance(default(*pair), (int, float))])
+@pytest.mark.parametrize(("name", "field"), [pair for pair in FIELDS if is_number(default(*pair))])
 def test_zero(name, field):
     if (name, field) in ZERO_IS_FINE:
         assert getattr(section(name, **{field: 0}), field) == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import OptimizerConfig, TrainConfig
+from pathways_lm.data.objectives import causal
 from pathways_lm.sharding import PRESETS
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
@@ -18,6 +19,8 @@ from pathways_lm.train.step import compile_step, gradient_sums, make_step
 
 MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
 LIMIT = 1e-5
+# Documents end here, so that most rows hold several.
+END = 7
 
 
 def batch(rows: int = 16, length: int = 10) -> np.ndarray:
@@ -55,8 +58,8 @@ def specs(arrays):
 
 def gradients(model, params, **train):
     """Gradients of the parameters, and the sums of the batch."""
-    tokens = jax.device_put(batch(), model.rules("batch", "length"))
-    return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=10, **train)))(params, tokens)
+    placed = jax.device_put(causal(batch(), END), model.rules("batch", "length"))
+    return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=10, **train)))(params, placed, None)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +106,11 @@ def three_updates(model, params, config: OptimizerConfig):
     train = TrainConfig(num_steps=10)
     schedule = make_schedule(config, train.num_steps)
     optimizer = make_optimizer(config, schedule, model)
-    step = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, batch().shape)
+    step = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, causal(batch(), END))
     start = TrainState(np.int32(0), params, optimizer.init(params), np.zeros(2, np.uint32))
     state = jax.device_put(start, shardings(abstract_state(model, optimizer)))
     for number in range(3):
-        tokens = np.roll(batch(), number, axis=1)
+        tokens = causal(np.roll(batch(), number, axis=1), END)
         state, metrics = step(state, jax.device_put(tokens, model.rules("batch", "length")))
     return state.params, metrics
 

@@ -23,13 +23,13 @@ def refusal(call, *args) -> str:
 def test_filling_up(given_size, factor, data_is_given):
     """-1 becomes what makes the product the number of devices."""
     config = MeshConfig(data=given_size, tensor=-1) if data_is_given else MeshConfig(data=-1, tensor=given_size)
-    expected = (given_size, factor) if data_is_given else (factor, given_size)
+    expected = (given_size, 1, factor) if data_is_given else (factor, 1, given_size)
     assert axis_sizes(config, given_size * factor) == expected
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_not_filling_up(size, devices):
-    """What does not fit is refused, naming both axes and the number of devices; what does, fits."""
+    """What does not fit is refused, naming the axes that are not 1 and the number of devices; what does, fits."""
     config = MeshConfig(data=-1, tensor=size)
     if devices % size:
         message = refusal(axis_sizes, config, devices)
@@ -37,14 +37,16 @@ def test_not_filling_up(size, devices):
         assert f"mesh.tensor={size}" in message
         assert str(devices) in message
     else:
-        assert axis_sizes(config, devices) == (devices // size, size)
+        assert axis_sizes(config, devices) == (devices // size, 1, size)
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(9, 1), (4, 4), (1, 16), (-1, 16)])
 def test_larger_than_the_machine(data, tensor):
     message = refusal(make_mesh, MeshConfig(data=data, tensor=tensor))
     needed = abs(data) * tensor
-    assert message == f"mesh.data={data} x mesh.tensor={tensor} needs {needed} devices; there are 8"
+    sizes = {"data": data, "tensor": tensor}
+    named = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
+    assert message == f"{named} needs {needed} devices; there are 8"
 
 
 def test_not_dividing():
@@ -52,8 +54,8 @@ def test_not_dividing():
 
 
 def test_real_mesh():
-    mesh = make_mesh(MeshConfig(data=-1, tensor=2))
-    assert dict(mesh.shape) == {"data": 4, "tensor": 2}
+    mesh = make_mesh(MeshConfig(data=-1, expert=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "expert": 2, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Explicit}
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
 
@@ -71,7 +73,7 @@ def test_several_processes_must_take_all_devices(monkeypatch):
 
 def test_abstract_mesh_is_larger_than_any_machine():
     mesh = abstract_mesh(MeshConfig(data=256, tensor=-1), 3072)
-    assert dict(mesh.shape) == {"data": 256, "tensor": 12}
+    assert dict(mesh.shape) == {"data": 256, "expert": 1, "tensor": 12}
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 

@@ -23,16 +23,20 @@ def refusal(call, *args) -> str:
     return str(caught.value)
 
 
+# Switch section 5.5: experts are spread over devices that also have sequences of their own.
+ROWS_CUT, POOL = ("data", "expert"), ("data", "tensor", "expert")
+
+
 @pytest.mark.parametrize(
     ("preset", "kernel", "residual", "logits"),
     [
         # PaLM section 4: 12-way model times 256-way fully sharded data. GSPMD: activations between
         # blocks [batch, length, model] on (X, -, Y).
-        ("palm_2d", P("data", "tensor"), P("data", None, "tensor"), P("data", None, "tensor")),
+        ("palm_2d", P("data", "tensor"), P(ROWS_CUT, None, "tensor"), P(ROWS_CUT, None, "tensor")),
         # ZeRO stage 3: one pool of devices.
-        ("fsdp", P(("data", "tensor"), None), P(("data", "tensor"), None, None), P(("data", "tensor"), None, None)),
+        ("fsdp", P(("data", "tensor"), None), P(POOL, None, None), P(POOL, None, None)),
         # Megatron-LM: columns on tensor, nothing of the parameters on data.
-        ("tensor_parallel", P(None, "tensor"), P("data", None, None), P("data", None, "tensor")),
+        ("tensor_parallel", P(None, "tensor"), P(ROWS_CUT, None, None), P(ROWS_CUT, None, "tensor")),
     ],
 )
 def test_presets(preset, kernel, residual, logits):
@@ -40,6 +44,7 @@ def test_presets(preset, kernel, residual, logits):
     assert rules("embed", "mlp").spec == kernel
     assert rules("batch", "length", "residual").spec == residual
     assert rules("batch", "length", "vocab").spec == logits
+    assert rules("expert", "embed", "mlp").spec == P("expert", *kernel)
     assert rules("norm").spec == P(None)
     assert rules().spec == P()
     assert rules("batch", None).mesh == MESH

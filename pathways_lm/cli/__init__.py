@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(parsers["evaluate"])
     parsers["report"].add_argument("run", metavar="RUN", help="run folder")
     _add_config(parsers["config"])
+    parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")
     return parser
 
 

@@ -15,8 +15,8 @@ from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.config import Experiment, to_dict
 from pathways_lm.data.cache import Corpus
 from pathways_lm.errors import CheckpointError
-from pathways_lm.models.decoder import Model
-from pathways_lm.models.inventory import as_json, as_text, num_params
+from pathways_lm.models.inventory import as_json, as_text, num_active_params, num_params
+from pathways_lm.models.model import Model
 
 
 def describe_run(folder: RunFolder, experiment: Experiment, source: Path, model: Model, corpus: Corpus) -> None:
@@ -47,6 +47,7 @@ def _describe(folder: RunFolder, experiment: Experiment, source: Path, model: Mo
             "num_processes": jax.process_count(),
             "mesh": dict(mesh.shape),
             "num_params": num_params(model),
+            "num_active_params": num_active_params(model),
             "vocab_fingerprint": corpus.vocabulary.fingerprint,
             "corpus": {
                 "tasks": {
@@ -61,6 +62,7 @@ def _describe(folder: RunFolder, experiment: Experiment, source: Path, model: Mo
 
 
 def mesh_text(mesh: Mesh | AbstractMesh) -> str:
-    """The mesh in words."""
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    return f"{mesh.size} {jax.devices()[0].device_kind} device{'s' if mesh.size > 1 else ''} ({shape})"
+    """The mesh in words, axes of one device left out."""
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    kind = jax.devices()[0].device_kind
+    return f"{mesh.size} {kind} devices ({shape})" if mesh.size > 1 else f"1 {kind} device"

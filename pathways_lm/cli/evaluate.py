@@ -7,6 +7,7 @@ from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.trained import load_trained
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
+from pathways_lm.data.objectives import make_objective
 from pathways_lm.errors import CheckpointError
 from pathways_lm.evaluate.perplexity import Perplexity
 
@@ -21,13 +22,13 @@ def main(arguments: argparse.Namespace) -> int:
         raise CheckpointError(
             f"the corpus on this machine gives another vocabulary than '{arguments.run}' was trained with"
         )
-    batches = Loader(corpus, data).validation(data.batch_size)
+    batches = Loader(corpus, data, make_objective(data, corpus.vocabulary)).validation(data.batch_size)
     scores = Perplexity(trained.model, trained.experiment.train.precision)(
-        trained.params, batches, corpus.validation_bytes
+        trained.params, batches, corpus.validation_bytes if data.objective == "causal" else None
     )
     print(f"step {trained.step}")
     print(f"{'loss':>10}  {scores['loss']:.4f} nats/token")
-    print(f"{'model':>10}  {scores['bits_per_byte']:.4f} bits/byte")
-    for name, bits in corpus.yardsticks.items():
-        print(f"{name:>10}  {bits:.4f} bits/byte")
+    if "bits_per_byte" in scores:
+        for name, bits in {"model": scores["bits_per_byte"], **corpus.yardsticks}.items():
+            print(f"{name:>10}  {bits:.4f} bits/byte")
     return 0

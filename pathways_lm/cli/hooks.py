@@ -11,15 +11,25 @@ from pathways_lm.data.loader import Loader
 from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.evaluate.perplexity import Perplexity
-from pathways_lm.models.decoder import Model, Params
-from pathways_lm.train.loop import Hooks
+from pathways_lm.models.model import Model, Params
+from pathways_lm.train.loop import Hooks, Sample
 
 
 def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loader) -> Hooks:
     """Perplexity of the whole validation text, and a sample. Raises ConfigError for a prompt that is too long."""
-    settings = experiment.sample
     perplexity = Perplexity(model, experiment.train.precision)
     held_out = list(loader.validation(experiment.data.batch_size))
+    causal = experiment.data.objective == "causal"
+
+    def validate(params: Params) -> dict[str, float]:
+        return perplexity(params, held_out, corpus.validation_bytes if causal else None)
+
+    sample = _sampler(experiment, model, corpus) if model.config.shape == "decoder" else None
+    return Hooks(validate, sample, dict(corpus.yardsticks) if causal else {})
+
+
+def _sampler(experiment: Experiment, model: Model, corpus: Corpus) -> Sample:
+    settings = experiment.sample
     prompt = corpus.vocabulary.encode(settings.prompt)
     vocabulary = corpus.vocabulary
     generator = Generator(model, vocabulary.size, vocabulary.eod_id, experiment.data.sequence_length)
@@ -27,12 +37,9 @@ def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loa
     generator.room([prompt])
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p)
 
-    def validate(params: Params) -> dict[str, float]:
-        return perplexity(params, held_out, corpus.validation_bytes)
-
     def sample(params: Params, rng: Array, step: int) -> tuple[str, str]:
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(np.asarray(rng))), step)
         tokens = [int(token[0]) for token in generator.stream(params, [prompt], sampler, settings.num_tokens, key)]
         return settings.prompt, vocabulary.decode(tokens)
 
-    return Hooks(validate, sample, dict(corpus.yardsticks))
+    return sample

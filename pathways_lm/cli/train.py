@@ -19,12 +19,13 @@ from pathways_lm.config import Experiment
 from pathways_lm.configure import load
 from pathways_lm.data.cache import Corpus, prepare
 from pathways_lm.data.loader import Loader
+from pathways_lm.data.objectives import make_objective
 from pathways_lm.errors import CheckpointError, UserError
 from pathways_lm.mesh import join_processes, make_mesh
-from pathways_lm.models.decoder import Model
 from pathways_lm.models.inventory import num_params
+from pathways_lm.models.model import Model
 from pathways_lm.sharding import check_fit, make_rules
-from pathways_lm.train.flops import flops_per_token, peak_flops
+from pathways_lm.train.flops import flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
 from pathways_lm.train.loop import Workload, run
 from pathways_lm.train.optimizer import make_optimizer
@@ -85,7 +86,8 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     train, data = experiment.train, experiment.data
     schedule = make_schedule(experiment.optimizer, train.num_steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
-    loader = Loader(corpus, data)
+    objective = make_objective(data, corpus.vocabulary)
+    loader = Loader(corpus, data, objective)
     hooks = make_hooks(experiment, model, corpus, loader)
     store = stack.enter_context(closing(Store(folder.path, train.checkpoints_kept)))
     facts = {"data_fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}
@@ -111,15 +113,14 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
 
     began = time.perf_counter()
-    shape = (data.batch_size, data.sequence_length)
-    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, shape)
+    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, loader.example)
     compiled_in = f"compiled the step in {time.perf_counter() - began:.1f} s"
     console.print(compiled_in, highlight=False)
     log.event(step, "resume" if step else "start", "; ".join([compiled_in, *changes]))
     batches = stack.enter_context(closing(loader.batches(step, model.rules("batch", "length"))))
     workload = Workload(
-        tokens_per_step=data.batch_size * data.sequence_length,
-        flops_per_token=flops_per_token(experiment.model, num_params(model), data.sequence_length),
+        tokens_per_step=sum(tokens.size for tokens in read_tokens(loader.example)),
+        flops_per_token=flops_per_token(model, loader.example),
         peak_flops=peak_flops(jax.devices()[0].device_kind, model.rules.mesh.size),
     )
     _, signal = run(train, state, compiled, batches, store, facts, log, workload, hooks)

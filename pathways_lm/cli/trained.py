@@ -10,7 +10,7 @@ from pathways_lm.configure import override
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.errors import CheckpointError
 from pathways_lm.mesh import make_mesh
-from pathways_lm.models.decoder import Model, Params
+from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import check_fit, make_rules
 
 # One device serves a prompt best; more are asked for with --set mesh.tensor=4.
@@ -38,7 +38,7 @@ def load_trained(run: str, overrides: list[str]) -> Trained:
     check_fit(experiment, rules)
     if not (folder.path / "checkpoints").is_dir():
         raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
-    vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size)
+    vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size - experiment.data.extra_ids)
     model = Model(experiment.model, rules)
     store = Store(folder.path, readonly=True)
     restored = store.restore({"params": model.abstract}, lambda step, problem: print(problem, file=sys.stderr))

@@ -25,6 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from pathways_lm.config import DataConfig
 from pathways_lm.data import sources
+from pathways_lm.data.objectives import raw_length
 from pathways_lm.data.packing import pack
 from pathways_lm.data.sources import Document
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary, training_key
@@ -85,6 +86,9 @@ class Corpus:
 def prepare(config: DataConfig, vocab_size: int) -> Corpus:
     """The packed corpus that `config` asks for, from the cache or built now.
 
+    Its sequences have as many tokens as the objective makes one example of. The vocabulary leaves room for
+    `data.extra_ids` in the model's `vocab_size` rows.
+
     Building takes some 20 s for the text that comes with Python; reading the cache about one, without
     tensorflow. Several processes may do it at once. Raises ConfigError for an unknown mixture, DataError for
     files, a vocabulary or a cache folder that cannot be used, and for a corpus smaller than one batch.
@@ -94,13 +98,14 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
     for task, documents in sources.read(config).items():
         train, validation = sources.split(documents, config.validation_fraction)
         tasks[task] = {TRAIN: train, VALIDATION: validation}
-    vocabulary = _vocabulary(config, vocab_size, tasks, cache)
-    fingerprint = _fingerprint(tasks, vocabulary, config.sequence_length)
+    length = raw_length(config)
+    vocabulary = _vocabulary(config, vocab_size - config.extra_ids, tasks, cache)
+    fingerprint = _fingerprint(tasks, vocabulary, length)
     folder = cache / "packed" / fingerprint
     corpus = _load(folder, vocabulary)
     if corpus is None:
         with _writable(cache):
-            corpus = _build(folder, tasks, vocabulary, config.sequence_length)
+            corpus = _build(folder, tasks, vocabulary, length)
     _check_size(corpus, config)
     return corpus
 

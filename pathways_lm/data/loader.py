@@ -17,20 +17,25 @@ from jax.sharding import Sharding
 
 from pathways_lm.config import DataConfig
 from pathways_lm.data.cache import TRAIN, VALIDATION, Corpus
+from pathways_lm.data.objectives import Objective
 from pathways_lm.data.vocabulary import PAD_ID
+from pathways_lm.models.batch import Batch
 
 _READ_AHEAD = 2
+# Noise of validation rows is drawn from numbers that no training row has.
+_VALIDATION = 1 << 62
 
 
 class Loader:
-    """The training and validation sequences of a corpus.
+    """The training and validation batches of a corpus, as an objective makes them of its sequences.
 
     Each task is shuffled anew every epoch, in which each of its sequences comes once; tasks take turns in
     proportion to the corpus's rates.
     """
 
-    def __init__(self, corpus: Corpus, config: DataConfig):
+    def __init__(self, corpus: Corpus, config: DataConfig, objective: Objective):
         self.batch_size = config.batch_size
+        self._objective = objective
         self.sequence_length = corpus.sequence_length
         self._rates = corpus.rates
         self._validation = [self._source(corpus, task, VALIDATION) for task in corpus.rates]
@@ -51,22 +56,34 @@ class Loader:
             rows[place] = _sequence(self._stream[index])
         return rows
 
-    def batch(self, step: int, sharding: Sharding) -> jax.Array:
-        """The batch of a step: int32 [B, L] over all devices. Each process reads its own rows only."""
-        shape = (self.batch_size, self.sequence_length)
+    @functools.cached_property
+    def example(self) -> Batch:
+        """A batch of padding: what any batch of this loader looks like."""
+        return self._examples(np.full((self.batch_size, self.sequence_length), PAD_ID, np.int32), 0)
 
-        @functools.cache  # devices along the tensor axis hold the same rows
-        def rows(start: int, stop: int) -> np.ndarray:
-            return self.rows(step * self.batch_size + start, step * self.batch_size + stop)
+    def batch(self, step: int, sharding: Sharding) -> Batch:
+        """The batch of a step, over all devices. Each process reads its own rows only."""
 
-        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # None is for scalars
-            start, stop, _ = index[0].indices(self.batch_size)
-            return rows(start, stop)[:, index[1]]
+        @functools.cache  # devices along the tensor axis, and the parts of a batch, come from the same rows
+        def examples(start: int, stop: int) -> Batch:
+            first = step * self.batch_size + start
+            return self._examples(self.rows(first, step * self.batch_size + stop), first)
 
-        return jax.make_array_from_callback(shape, sharding, shard)
+        def place(name: str, like: np.ndarray) -> jax.Array:
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None  # None is for scalars
+                start, stop, _ = index[0].indices(self.batch_size)
+                return getattr(examples(start, stop), name)[:, index[1]]
 
-    def batches(self, first_step: int, sharding: Sharding) -> Generator[jax.Array, None, None]:
+            return jax.make_array_from_callback(like.shape, sharding, shard)
+
+        leaves = self.example._asdict().items()
+        return Batch(**{name: place(name, like) for name, like in leaves if like is not None})
+
+    def _examples(self, rows: np.ndarray, first: int) -> Batch:
+        return self._objective(rows, range(first, first + len(rows)))
+
+    def batches(self, first_step: int, sharding: Sharding) -> Generator[Batch, None, None]:
         """The batches from `first_step` on, endlessly, read ahead in a thread that ends with the generator.
 
         What fails while reading is raised here. Close the generator when done: `with contextlib.closing(...)`.
@@ -81,13 +98,13 @@ class Loader:
             finally:
                 reader.shutdown(cancel_futures=True)
 
-    def validation(self, batch_size: int) -> Iterator[np.ndarray]:
-        """The validation sequences in order, int32 [batch_size, L]; rows of padding fill up the last batch."""
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """The validation batches in order; rows of padding fill up the last one."""
         rows = [_sequence(record) for source in self._validation for record in source]
         for start in range(0, len(rows), batch_size):
             batch = np.full((batch_size, self.sequence_length), PAD_ID, np.int32)
             batch[: len(rows) - start] = rows[start : start + batch_size]
-            yield batch
+            yield self._examples(batch, _VALIDATION + start)
 
 
 def _sequence(record: bytes) -> np.ndarray:

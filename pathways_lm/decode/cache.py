@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import reshard
+from jax.sharding import NamedSharding, reshard
 
-from pathways_lm.layers.attention import KeyValue
+from pathways_lm.config import ModelConfig
+from pathways_lm.layers.attention import KeyValue, kv_heads
 from pathways_lm.sharding import Rules
 
 
@@ -19,19 +20,19 @@ class Cache(NamedTuple):
     """
 
     keys: Array
-    """[layers, B, S, H]"""
+    """[layers, B, S, K, H]"""
     values: Array
-    """[layers, B, S, H]"""
+    """[layers, B, S, K, H]"""
     positions: Array
     """int32 [B, S]: where the token of a slot stands; -1 is an empty slot."""
     used: Array
     """int32 scalar: slots written so far."""
 
 
-def empty(num_layers: int, batch: int, slots: int, head_dim: int, dtype: jnp.dtype, rules: Rules) -> Cache:
+def empty(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, rules: Rules) -> Cache:
     """A cache without tokens. With 0 slots, it is what a prompt is appended to."""
-    shape = (num_layers, batch, slots, head_dim)
-    placed = rules("layers", "batch", None, None)
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    placed = _placed(config, rules)
     # From JAX 0.12 on, constants have no sharding before they are put somewhere.
     return Cache(
         keys=reshard(jnp.zeros(shape, dtype), placed),
@@ -41,16 +42,20 @@ def empty(num_layers: int, batch: int, slots: int, head_dim: int, dtype: jnp.dty
     )
 
 
-def shardings(rules: Rules) -> Any:
+def shardings(config: ModelConfig, rules: Rules) -> Any:
     """Where a cache's arrays lie, as a `Cache` of shardings."""
-    held: Any = rules("layers", "batch", None, None)
+    held: Any = _placed(config, rules)
     positions: Any = rules("batch", None)
     used: Any = rules()
     return Cache(held, held, positions, used)
 
 
+def _placed(config: ModelConfig, rules: Rules) -> NamedSharding:
+    return rules("layers", "batch", None, kv_heads(config, rules), None)
+
+
 def write(cache: Cache, fresh: KeyValue, positions_BL: Array) -> Cache:
-    """Puts the keys and values of `L` new tokens, each [layers, B, L, H], into the next slots."""
+    """Puts the keys and values of `L` new tokens, each [layers, B, L, K, H], into the next slots."""
     at = cache.used
     return Cache(
         keys=jax.lax.dynamic_update_slice_in_dim(cache.keys, fresh[0].astype(cache.keys.dtype), at, axis=2),

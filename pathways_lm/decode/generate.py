@@ -12,7 +12,7 @@ from jax.sharding import reshard
 from pathways_lm.decode.cache import Cache, empty, shardings, write
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
-from pathways_lm.models.decoder import Model, Params
+from pathways_lm.models.model import Model, Params
 
 BEGINNING = 0
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
@@ -36,7 +36,7 @@ class Generator:
         self.context = context
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         rules = model.rules
-        out = (rules("batch"), rules("batch", None), shardings(rules))
+        out = (rules("batch"), rules("batch", None), shardings(model.config, rules))
         self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"), out_shardings=out)
         self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache", out_shardings=out)
 
@@ -95,13 +95,13 @@ class Generator:
         self, params: Params, tokens: Array, positions: Array, key: Array, slots: int, sampler: Sampler
     ) -> tuple[Array, Array, Cache]:
         config, rules = self.model.config, self.model.rules
-        sizes = (config.num_layers, tokens.shape[0])
+        rows = tokens.shape[0]
         dtype = params["embedding"]["table"].dtype
-        nothing = empty(*sizes, 0, config.head_dim, dtype, rules)
+        nothing = empty(config, rows, 0, dtype, rules)
         logits, fresh = self.model.bind(params).extend(
             tokens, positions, (nothing.keys, nothing.values), nothing.positions
         )
-        cache = write(empty(*sizes, slots, config.head_dim, dtype, rules), fresh, positions)
+        cache = write(empty(config, rows, slots, dtype, rules), fresh, positions)
         at = positions[:, -1:] + 1
         return self._choose(logits, at, key, sampler), at, cache
 

@@ -1,4 +1,4 @@
-"""Multi-query attention."""
+"""Attention with any number of key and value heads."""
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +7,70 @@ from jax import Array
 from pathways_lm.sharding import Rules
 
 
-def multi_query_attention(q_BTNH: Array, k_BSH: Array, v_BSH: Array, mask_BTS: Array, rules: Rules) -> Array:
-    """softmax(q k^T / sqrt(H)) v, with one key and value head for all query heads.
+def attention_weights(
+    q_BTNH: Array, k_BSKH: Array, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool = True
+) -> Array:
+    """softmax(q k^T / sqrt(H) + bias) over the keys a query may see.
 
     Args:
-      q_BTNH: queries, `N` heads of size `H` at `T` positions.
-      k_BSH, v_BSH: the keys and values of `S` positions.
+      q_BTNH: queries, `N` heads of size `H` at `T` positions, cut along heads.
+      k_BSKH: keys of `S` positions; each of the `K` heads serves N / K neighbouring query heads.
       mask_BTS: true where a query may look; `B` may be 1 for one mask for all.
+      bias_BTSN: added to the scores; `B` may be 1.
+      scaled: divide by sqrt(H).
 
     Returns:
-      [B, T, N, H], cut along heads. The softmax is in fp32.
+      fp32 [B, K', T, N / K', S], cut along its second dimension. K' is K, or the number of parts heads are cut into
+      where those are more.
 
-    Source: PaLM section 2 (multi-query attention); Shazeer, arXiv:1911.02150. Heads stay next to
-    positions, so that scores are one matrix product [T * N, H] x [H, S] a sequence and nothing is transposed.
+    Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
+    arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
-    heads = rules("batch", "length", "heads", None)
-    scale = q_BTNH.shape[-1] ** -0.5
-    scores_BTNS = jnp.einsum(
-        "btnh,bsh->btns", q_BTNH * scale, k_BSH, out_sharding=heads, preferred_element_type=jnp.float32
+    k_BSKH = _spread(k_BSKH, rules)
+    K = k_BSKH.shape[2]
+    heads = _heads(K)
+    cut = rules("batch", heads, None, None, None)
+    q_BTKGH = _grouped(q_BTNH, K, rules)
+    if scaled:
+        q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
+    scores_BKTGS = jnp.einsum(
+        "btkgh,bskh->bktgs", q_BTKGH, k_BSKH, out_sharding=cut, preferred_element_type=jnp.float32
     )
-    scores_BTNS = jnp.where(mask_BTS[:, :, None, :], scores_BTNS, jnp.finfo(jnp.float32).min)
-    weights_BTNS = jax.nn.softmax(scores_BTNS, axis=-1).astype(v_BSH.dtype)
-    return jnp.einsum("btns,bsh->btnh", weights_BTNS, v_BSH, out_sharding=heads)
+    if bias_BTSN is not None:
+        B, T, S, N = bias_BTSN.shape
+        batch = "batch" if B > 1 else None
+        bias = jnp.reshape(bias_BTSN, (B, T, S, K, N // K), out_sharding=rules(batch, None, None, heads, None))
+        scores_BKTGS = scores_BKTGS + jnp.transpose(bias, (0, 3, 1, 4, 2)).astype(jnp.float32)
+    scores_BKTGS = jnp.where(mask_BTS[:, None, :, None, :], scores_BKTGS, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores_BKTGS, axis=-1)
+
+
+def weighted_values(weights_BKTGS: Array, v_BSKH: Array, rules: Rules) -> Array:
+    """The values summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
+    v_BSKH = _spread(v_BSKH, rules)
+    cut = rules("batch", None, _heads(v_BSKH.shape[2]), None, None)
+    y_BTKGH = jnp.einsum("bktgs,bskh->btkgh", weights_BKTGS.astype(v_BSKH.dtype), v_BSKH, out_sharding=cut)
+    B, T, K, G, H = y_BTKGH.shape
+    return jnp.reshape(y_BTKGH, (B, T, K * G, H), out_sharding=rules("batch", "length", "heads", None))
+
+
+def _grouped(q_BTNH: Array, K: int, rules: Rules) -> Array:
+    """[B, T, K, N / K, H]"""
+    B, T, N, H = q_BTNH.shape
+    return jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=rules("batch", "length", _heads(K), None, None))
+
+
+def _heads(K: int) -> str | None:
+    # One head is one part. JAX loses what is said of a dimension of one where a scan has a rest to unroll.
+    return "heads" if K > 1 else None
+
+
+def _spread(kv_BSKH: Array, rules: Rules) -> Array:
+    """Keys or values cut along heads: repeated where there are fewer heads than parts, so that each has its own."""
+    B, S, K, H = kv_BSKH.shape
+    parts = rules.parts("heads")
+    cut = rules("batch", "length", _heads(max(K, parts)), None)
+    if K % parts == 0:
+        return jax.sharding.reshard(kv_BSKH, cut)
+    copies = jnp.broadcast_to(kv_BSKH[:, :, :, None, :], (B, S, K, parts // K, H))
+    return jax.sharding.reshard(jnp.reshape(copies, (B, S, parts, H)), cut)

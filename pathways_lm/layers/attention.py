@@ -1,4 +1,6 @@
-"""Multi-query self-attention."""
+"""Attention, to the own tokens or to those of an encoder."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,57 +9,120 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.kernels.attention import multi_query_attention
-from pathways_lm.layers.parameter import normal
+from pathways_lm.kernels.attention import attention_weights, weighted_values
+from pathways_lm.layers.dropout import dropout
+from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.layers.position import rotate
 from pathways_lm.sharding import Rules
 
 KeyValue = tuple[Array, Array]
 
 
-class Attention(nnx.Module):
-    """Queries [heads, head_dim], one key and one value [head_dim], rotary positions, no biases (PaLM section 2).
+class Sight(NamedTuple):
+    """Who sees whom, and at what distance."""
 
-    Kernels are drawn from N(0, 1 / inputs) (section 5.1).
-    """
+    mask_BTS: Array
+    """True where a query may look; S counts cached positions first. B may be 1."""
+    angles: tuple[Array, Array] | None = None
+    """Rotary angles at the queries' positions."""
+    bias_BTSN: Array | None = None
+    """Added to the scores, cut along heads. B may be 1."""
+
+
+class Attended(NamedTuple):
+    """What an attention layer gives."""
+
+    y_BLD: Array
+    """The output, cut as the residual stream."""
+    fresh: KeyValue
+    """The given tokens' own keys and values, [B, T, K, H] each."""
+    weights_BNTS: Array | None
+    """The attention weights, where asked for."""
+
+
+def kv_heads(config: ModelConfig, rules: Rules) -> str | None:
+    """How the heads of keys and values are cut: as those of queries, or, where they are too few, not at all."""
+    heads = config.num_kv_heads
+    return "heads" if heads > 1 and heads % rules.parts("heads") == 0 else None
+
+
+class Attention(nnx.Module):
+    """`num_heads` queries, `num_kv_heads` keys and values, with biases where the config has them."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
-        D, N, H = config.embed_dim, config.num_heads, config.head_dim
-        self.query = normal(rngs, (D, N, H), ("embed", "heads", "head_dim"), D**-0.5, rules)
-        self.key = normal(rngs, (D, H), ("embed", "head_dim"), D**-0.5, rules)
-        self.value = normal(rngs, (D, H), ("embed", "head_dim"), D**-0.5, rules)
-        self.out = normal(rngs, (N, H, D), ("heads", "head_dim", "embed"), (N * H) ** -0.5, rules)
-        self.recompute = config.remat == "attention"
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        init = Init(config, rules)
+        self.kv_heads = kv_heads(config, rules)
+        self.query = init.query(rngs, (D, N, H), ("embed", "heads", "head_dim"), D)
+        kv_dims = ("embed", self.kv_heads or "norm", "head_dim")
+        self.key = init.kernel(rngs, (D, K, H), kv_dims, D)
+        self.value = init.kernel(rngs, (D, K, H), kv_dims, D)
+        self.out = init.residual(rngs, (N, H, D), ("heads", "head_dim", "embed"), N * H)
+        if config.bias:
+            self.query_bias = zeros((N, H), ("heads", "head_dim"), rules)
+            self.key_bias = zeros((K, H), kv_dims[1:], rules)
+            self.value_bias = zeros((K, H), kv_dims[1:], rules)
+            self.out_bias = zeros((D,), ("norm",), rules)
+        self.config = config
         self.rules = rules
 
     def __call__(
-        self, h_BLD: Array, angles: tuple[Array, Array], mask_BTS: Array, cached: KeyValue | None = None
-    ) -> tuple[Array, KeyValue]:
-        """Attends to the cached positions, if any, then to the given ones.
+        self,
+        h_BTD: Array,
+        sight: Sight,
+        memory_BSD: Array | None = None,
+        cached: KeyValue | None = None,
+        key: Array | None = None,
+        show_weights: bool = False,
+    ) -> Attended:
+        """Attends to the memory if there is one, else to the cached positions, if any, and then to the given ones.
 
         Args:
-          h_BLD: normalised input, whole along D.
-          angles: of `rotary_angles` at the input's positions.
-          mask_BTS: S counts cached positions first.
-          cached: keys and values [B, S - T, H].
-
-        Returns:
-          The output, cut as the residual stream, and the input's own keys and values [B, T, H].
+          h_BTD: normalised input, whole along D.
+          memory_BSD: an encoder's output, whole along D.
+          cached: keys and values [B, S - T, K, H].
+          key: for dropout of the weights.
+          show_weights: also give the weights.
         """
-        rules = self.rules
-        whole = rules("batch", "length", None)
-        query_DNH = reshard(self.query[...], rules(None, "heads", None))
-        q = jnp.einsum("bld,dnh->blnh", h_BLD, query_DNH, out_sharding=rules("batch", "length", "heads", None))
-        k = jnp.einsum("bld,dh->blh", h_BLD, reshard(self.key[...], rules(None, None)), out_sharding=whole)
-        v = jnp.einsum("bld,dh->blh", h_BLD, reshard(self.value[...], rules(None, None)), out_sharding=whole)
-        q = rotate(q, angles)
-        k = rotate(k[:, :, None, :], angles)[:, :, 0, :]
-        keys, values = k, v
+        config, rules = self.config, self.rules
+        source_BSD = h_BTD if memory_BSD is None else memory_BSD
+        q_BTNH = self._project(h_BTD, "query", "heads")
+        k_BSKH = self._project(source_BSD, "key", self.kv_heads)
+        v_BSKH = self._project(source_BSD, "value", self.kv_heads)
+        if sight.angles is not None:
+            q_BTNH, k_BSKH = rotate(q_BTNH, sight.angles), rotate(k_BSKH, sight.angles)
+        keys, values = k_BSKH, v_BSKH
         if cached is not None:
-            keys = jnp.concatenate([cached[0].astype(k.dtype), k], axis=1)
-            values = jnp.concatenate([cached[1].astype(v.dtype), v], axis=1)
-        attend = jax.checkpoint(multi_query_attention, static_argnums=4) if self.recompute else multi_query_attention
-        a = attend(q, keys, values, mask_BTS, rules)
+            keys = jnp.concatenate([cached[0].astype(k_BSKH.dtype), k_BSKH], axis=1)
+            values = jnp.concatenate([cached[1].astype(v_BSKH.dtype), v_BSKH], axis=1)
+
+        def weigh(q: Array, keys: Array, sight: Sight) -> Array:
+            return attention_weights(q, keys, sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
+
+        def attend(q: Array, keys: Array, values: Array, sight: Sight) -> Array:
+            weights_BKTGS = dropout(weigh(q, keys, sight), config.dropout, key)
+            return weighted_values(weights_BKTGS, values, rules)
+
+        if config.remat == "attention":
+            attend = jax.checkpoint(attend)
+        a_BTNH = attend(q_BTNH, keys, values, sight)
         out_NHD = reshard(self.out[...], rules("heads", None, None))
-        y = jnp.einsum("blnh,nhd->bld", a, out_NHD, out_sharding=rules("batch", "length", "residual"))
-        return y, (k, v)
+        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=rules("batch", "length", "residual"))
+        if config.bias:
+            y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
+        weights = _by_head(weigh(q_BTNH, keys, sight), rules) if show_weights else None
+        return Attended(y_BTD, (k_BSKH, v_BSKH), weights)
+
+    def _project(self, x_BLD: Array, name: str, heads: str | None) -> Array:
+        """[B, L, heads, H]"""
+        rules = self.rules
+        kernel_DNH = reshard(getattr(self, name)[...], rules(None, heads, None))
+        y = jnp.einsum("bld,dnh->blnh", x_BLD, kernel_DNH, out_sharding=rules("batch", "length", heads, None))
+        return y + getattr(self, f"{name}_bias")[...] if self.config.bias else y
+
+
+def _by_head(weights_BKTGS: Array, rules: Rules) -> Array:
+    """[B, N, T, S], whole along heads: to be looked at."""
+    B, K, T, G, S = weights_BKTGS.shape
+    whole = jax.sharding.reshard(weights_BKTGS, rules("batch", None, None, None, None))
+    return jnp.reshape(jnp.swapaxes(whole, 2, 3), (B, K * G, T, S))

@@ -1,19 +1,23 @@
-"""Token embeddings, shared with the output."""
+"""Token embeddings, and the way back to tokens."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import reshard
 
-from pathways_lm.layers.parameter import normal
+from pathways_lm.config import ModelConfig
+from pathways_lm.layers.mlp import ACTIVATIONS
+from pathways_lm.layers.norm import Norm
+from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.sharding import Rules
 
 
 class Embedding(nnx.Module):
-    """One table for input and output (PaLM sections 2 and 5.1): drawn from N(0, 1), logits scaled by 1/sqrt(D)."""
+    """A table from tokens to the model dimension, which is the kernel of a tied head, too (PaLM sections 2 and 5.1)."""
 
-    def __init__(self, vocab_size: int, embed_dim: int, rngs: nnx.Rngs, rules: Rules):
-        self.table = normal(rngs, (vocab_size, embed_dim), ("vocab", "embed"), 1.0, rules)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
+        self.table = Init(config, rules).table(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"))
+        self.config = config
         self.rules = rules
 
     def encode(self, tokens_BL: Array) -> Array:
@@ -24,7 +28,79 @@ class Embedding(nnx.Module):
         return reshard(x_BLD, self.rules("batch", "length", "residual"))
 
     def decode(self, x_BLD: Array) -> Array:
+        """Logits [B, L, V], cut along the vocabulary, by the table itself."""
+        return _logits(x_BLD, self.table[...], "vd", self.config, self.rules)
+
+
+class Head(nnx.Module):
+    """Logits by a kernel of its own."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
+        D, V = config.embed_dim, config.vocab_size
+        self.kernel = Init(config, rules).kernel(rngs, (D, V), ("embed", "vocab"), D)
+        self.config = config
+        self.rules = rules
+
+    def __call__(self, x_BLD: Array) -> Array:
+        """[B, L, V], cut along the vocabulary."""
+        return _logits(x_BLD, self.kernel[...], "dv", self.config, self.rules)
+
+
+def _logits(x_BLD: Array, kernel: Array, dims: str, config: ModelConfig, rules: Rules) -> Array:
+    scale = config.embed_dim**-0.5 if config.scaled_logits else 1.0
+    x_BLD = reshard(x_BLD * scale, rules("batch", "length", None))
+    kernel = reshard(kernel, rules(*("vocab" if dim == "v" else None for dim in dims)))
+    return jnp.einsum(f"bld,{dims}->blv", x_BLD, kernel, out_sharding=rules("batch", "length", "vocab"))
+
+
+class MaskedHead(nnx.Module):
+    """BERT's way to a masked token: dense, activation, norm, the embedding table, a bias (arXiv:1810.04805)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
+        D = config.embed_dim
+        # The output is cut along no dimension: it is small beside the logits, and normalised next.
+        self.dense = Init(config, rules).kernel(rngs, (D, D), ("embed", "norm"), D)
+        self.dense_bias = zeros((D,), ("norm",), rules)
+        self.norm = Norm(config, rules)
+        self.bias = zeros((config.vocab_size,), ("vocab",), rules)
+        self.activation = ACTIVATIONS.get(config.activation, ACTIVATIONS["gelu"])
+        self.rules = rules
+
+    def __call__(self, x_BLD: Array, embedding: Embedding) -> Array:
         """Logits [B, L, V], cut along the vocabulary."""
-        x_BLD = reshard(x_BLD * x_BLD.shape[-1] ** -0.5, self.rules("batch", "length", None))
-        table_VD = reshard(self.table[...], self.rules("vocab", None))
-        return jnp.einsum("bld,vd->blv", x_BLD, table_VD, out_sharding=self.rules("batch", "length", "vocab"))
+        whole = self.rules("batch", "length", None)
+        x_BLD = reshard(x_BLD, whole)
+        h_BLD = jnp.einsum("bld,de->ble", x_BLD, reshard(self.dense[...], self.rules(None, None)), out_sharding=whole)
+        h_BLD = self.norm(self.activation(h_BLD + self.dense_bias[...]))
+        return embedding.decode(h_BLD) + self.bias[...].astype(h_BLD.dtype)
+
+
+class Pooler(nnx.Module):
+    """tanh(x0 W + b) of the first position (BERT)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
+        D = config.embed_dim
+        self.kernel = Init(config, rules).kernel(rngs, (D, D), ("embed", "norm"), D)
+        self.bias = zeros((D,), ("norm",), rules)
+        self.rules = rules
+
+    def __call__(self, x_BLD: Array) -> Array:
+        """[B, D]"""
+        first_BD = reshard(x_BLD, self.rules("batch", "length", None))[:, 0]
+        whole = self.rules("batch", None)
+        y_BD = jnp.einsum("bd,de->be", first_BD, reshard(self.kernel[...], self.rules(None, None)), out_sharding=whole)
+        return jnp.tanh(y_BD + self.bias[...])
+
+
+class Order(nnx.Module):
+    """Two logits from the pooled position: whether a second sentence follows the first (BERT; Megatron's order)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
+        self.kernel = Init(config, rules).kernel(rngs, (config.embed_dim, 2), ("embed", "norm"), config.embed_dim)
+        self.bias = zeros((2,), ("norm",), rules)
+        self.rules = rules
+
+    def __call__(self, pooled_BD: Array) -> Array:
+        """[B, 2]"""
+        kernel_D2 = reshard(self.kernel[...], self.rules(None, None))
+        return jnp.einsum("bd,de->be", pooled_BD, kernel_D2, out_sharding=self.rules("batch", None)) + self.bias[...]

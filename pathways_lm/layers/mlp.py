@@ -1,4 +1,7 @@
-"""The gated feed-forward layer."""
+"""The feed-forward layer."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,26 +10,56 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.layers.parameter import normal
+from pathways_lm.layers.dropout import dropout
+from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.sharding import Rules
 
+GATES: Mapping[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": partial(jax.nn.gelu, approximate=True),
+}
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
-class SwiGLU(nnx.Module):
-    """(swish(x W) * x V) W2, without biases (PaLM section 2; Shazeer, arXiv:2002.05202)."""
+
+class MLP(nnx.Module):
+    """f(x W) W2, or for `swiglu` and `geglu` (f(x W) * x V) W2 (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         D, F = config.embed_dim, config.mlp_dim
-        self.gate = normal(rngs, (D, F), ("embed", "mlp"), D**-0.5, rules)
-        self.up = normal(rngs, (D, F), ("embed", "mlp"), D**-0.5, rules)
-        self.down = normal(rngs, (F, D), ("mlp", "embed"), F**-0.5, rules)
+        init = Init(config, rules)
+        self.gated = config.activation in GATES
+        if self.gated:
+            self.gate = init.kernel(rngs, (D, F), ("embed", "mlp"), D)
+        self.up = init.kernel(rngs, (D, F), ("embed", "mlp"), D)
+        self.down = init.residual(rngs, (F, D), ("mlp", "embed"), F)
+        if config.bias:
+            if self.gated:
+                self.gate_bias = zeros((F,), ("mlp",), rules)
+            self.up_bias = zeros((F,), ("mlp",), rules)
+            self.down_bias = zeros((D,), ("norm",), rules)
+        self.config = config
         self.rules = rules
 
-    def __call__(self, h_BLD: Array) -> Array:
+    def __call__(self, h_BLD: Array, key: Array | None = None) -> Array:
         """Takes an input whole along D; gives an output cut as the residual stream."""
-        rules = self.rules
-        hidden = rules("batch", "length", "mlp")
-        gate = jnp.einsum("bld,df->blf", h_BLD, reshard(self.gate[...], rules(None, "mlp")), out_sharding=hidden)
-        up = jnp.einsum("bld,df->blf", h_BLD, reshard(self.up[...], rules(None, "mlp")), out_sharding=hidden)
+        config, rules = self.config, self.rules
+        hidden_BLF = self._into(h_BLD, "up")
+        if self.gated:
+            hidden_BLF = GATES[config.activation](self._into(h_BLD, "gate")) * hidden_BLF
+        else:
+            hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
+        hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key)
         down_FD = reshard(self.down[...], rules("mlp", None))
         out = rules("batch", "length", "residual")
-        return jnp.einsum("blf,fd->bld", jax.nn.silu(gate) * up, down_FD, out_sharding=out)
+        y_BLD = jnp.einsum("blf,fd->bld", hidden_BLF, down_FD, out_sharding=out)
+        return y_BLD + reshard(self.down_bias[...], rules("residual")) if config.bias else y_BLD
+
+    def _into(self, h_BLD: Array, name: str) -> Array:
+        rules = self.rules
+        kernel_DF = reshard(getattr(self, name)[...], rules(None, "mlp"))
+        hidden_BLF = jnp.einsum("bld,df->blf", h_BLD, kernel_DF, out_sharding=rules("batch", "length", "mlp"))
+        return hidden_BLF + getattr(self, f"{name}_bias")[...] if self.config.bias else hidden_BLF

@@ -1,23 +1,36 @@
-"""Layer normalisation."""
+"""Normalisation over the model dimension."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pathways_lm.layers.parameter import ones
+from pathways_lm.config import ModelConfig
+from pathways_lm.layers.parameter import ones, zeros
 from pathways_lm.sharding import Rules
 
 
-class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale, without a bias (PaLM section 2), in fp32."""
+class Norm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon), in fp32, with a scale and a bias where the config has them.
 
-    def __init__(self, size: int, epsilon: float, rules: Rules):
-        self.scale = ones((size,), ("norm",), rules)
-        self.epsilon = epsilon
+    `layer` subtracts the mean first (LayerNorm, arXiv:1607.06450), `rms` does not (RMSNorm, arXiv:1910.07467).
+    PaLM's is `layer` without a bias (section 2), T5's is `rms` without one.
+    """
+
+    def __init__(self, config: ModelConfig, rules: Rules):
+        if config.norm_scale:
+            self.scale = ones((config.embed_dim,), ("norm",), rules)
+        if config.norm_bias:
+            self.bias = zeros((config.embed_dim,), ("norm",), rules)
+        self.config = config
 
     def __call__(self, x_BLD: Array) -> Array:
         x = x_BLD.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]).astype(x_BLD.dtype)
+        if self.config.norm == "layer":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.norm_epsilon)
+        if self.config.norm_scale:
+            x = x * self.scale[...]
+        if self.config.norm_bias:
+            x = x + self.bias[...]
+        return x.astype(x_BLD.dtype)

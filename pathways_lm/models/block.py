@@ -1,29 +1,162 @@
-"""The parallel transformer block."""
+"""The transformer block."""
+
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.layers.attention import Attention, KeyValue
-from pathways_lm.layers.mlp import SwiGLU
-from pathways_lm.layers.norm import LayerNorm
+from pathways_lm.layers.attention import Attention, KeyValue, Sight
+from pathways_lm.layers.dropout import dropout, site
+from pathways_lm.layers.mlp import MLP
+from pathways_lm.layers.moe.layer import MoE
+from pathways_lm.layers.moe.losses import RouterSums
+from pathways_lm.layers.norm import Norm
+from pathways_lm.layers.position import RelativeBias
 from pathways_lm.sharding import Rules
 
+ATTENTION, CROSS, HIDDEN, WEIGHTS, CROSS_WEIGHTS, MLP_OUT, EXTRA, EXTRA_HIDDEN = range(8)
+"""The places in a block that draw from its key."""
 
-class ParallelBlock(nnx.Module):
-    """y = x + MLP(LN(x)) + Attention(LN(x)), one norm for both (PaLM section 2)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
-        self.norm = LayerNorm(config.embed_dim, config.norm_epsilon, rules)
+class Scene(NamedTuple):
+    """What all blocks of a tower share."""
+
+    sight: Sight
+    valid_BL: Array | None = None
+    """False for padding, which is not routed to experts. None: all are tokens."""
+    buckets_BTS: Array | None = None
+    """Relative positions, for blocks with tables of their own."""
+    memory_BSD: Array | None = None
+    """An encoder's output, whole along D, for a decoder's blocks to look at."""
+    memory_mask_BTS: Array | None = None
+    show: bool = False
+    """Give the attention weights and each token's experts, too."""
+
+
+class Own(NamedTuple):
+    """What each block has for itself."""
+
+    cached: KeyValue | None = None
+    """Keys and values [B, S, K, H] of the tokens before."""
+    key: Array | None = None
+    """For dropout and routers; None in evaluation."""
+
+
+class Out(NamedTuple):
+    """What a block gives beside its output."""
+
+    fresh: KeyValue | None = None
+    """The input's keys and values, where there is a cache."""
+    routing: RouterSums | None = None
+    weights_BNTS: Array | None = None
+    cross_weights_BNTS: Array | None = None
+    gates_BLE: Array | None = None
+    """How much of each expert a token was given, where shown."""
+
+
+class Block(nnx.Module):
+    """Attention and MLP around the residual stream.
+
+    parallel:  y = x + MLP(N(x)) + Attention(N(x)), one norm for both (PaLM section 2)
+    pre_norm:  x = x + Attention(N(x)), then x + MLP(N(x)) (GPT-2, T5)
+    post_norm: x = N(x + Attention(x)), then N(x + MLP(x)) (BERT)
+
+    With `cross`, an attention to the encoder's output stands between the two. With `sparse`, experts take the MLP's
+    place, and for ST-MoE one more dense MLP follows.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules, cross: bool = False, sparse: bool = False):
         self.attention = Attention(config, rngs, rules)
-        self.mlp = SwiGLU(config, rngs, rules)
+        if config.block == "parallel":
+            self.norm = Norm(config, rules)
+        else:
+            self.attention_norm = Norm(config, rules)
+            self.mlp_norm = Norm(config, rules)
+        if config.positions == "relative_per_layer":
+            self.relative_bias = RelativeBias(config, rngs, rules)
+        if cross:
+            self.cross = Attention(config, rngs, rules)
+            self.cross_norm = Norm(config, rules)
+        if sparse:
+            self.moe = MoE(config, rngs, rules)
+        else:
+            self.mlp = MLP(config, rngs, rules)
+        self.extended = sparse and config.moe.extra_dense
+        if self.extended:
+            self.extra = MLP(config, rngs, rules)
+            self.extra_norm = Norm(config, rules)
+        self.is_cross = cross
+        self.sparse = sparse
+        self.config = config
         self.rules = rules
 
-    def __call__(
-        self, x_BLD: Array, angles: tuple[Array, Array], mask_BTS: Array, cached: KeyValue | None
-    ) -> tuple[Array, KeyValue | None]:
-        """The block's output and, where a cache is given, the input's keys and values."""
+    def __call__(self, x_BLD: Array, scene: Scene, own: Own) -> tuple[Array, Out]:
+        """Applies the block to the residual stream."""
+        if self.config.block == "parallel":
+            return self._parallel(x_BLD, scene, own)
+        shown: dict[str, Any] = {}
+
+        def attend(h_BLD: Array) -> Array:
+            seen = self.attention(
+                h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
+            )
+            shown.update(fresh=None if own.cached is None else seen.fresh, weights_BNTS=seen.weights_BNTS)
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION))
+
+        def look(h_BLD: Array) -> Array:
+            assert scene.memory_BSD is not None and scene.memory_mask_BTS is not None
+            sight = Sight(scene.memory_mask_BTS)
+            seen = self.cross(
+                h_BLD, sight, scene.memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show
+            )
+            shown.update(cross_weights_BNTS=seen.weights_BNTS)
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS))
+
+        def feed(h_BLD: Array) -> Array:
+            y_BLD, given = self._feed(h_BLD, scene, own)
+            shown.update(given)
+            return dropout(y_BLD, self.config.dropout, site(own.key, MLP_OUT))
+
+        def feed_more(h_BLD: Array) -> Array:
+            return dropout(self.extra(h_BLD, site(own.key, EXTRA_HIDDEN)), self.config.dropout, site(own.key, EXTRA))
+
+        x_BLD = self._residual(x_BLD, self.attention_norm, attend)
+        if self.is_cross:
+            x_BLD = self._residual(x_BLD, self.cross_norm, look)
+        x_BLD = self._residual(x_BLD, self.mlp_norm, feed)
+        if self.extended:
+            x_BLD = self._residual(x_BLD, self.extra_norm, feed_more)
+        return x_BLD, Out(**shown)
+
+    def _residual(self, x_BLD: Array, norm: Norm, branch: Any) -> Array:
+        whole = self.rules("batch", "length", None)
+        if self.config.block == "pre_norm":
+            return x_BLD + branch(reshard(norm(x_BLD), whole))
+        return norm(x_BLD + branch(reshard(x_BLD, whole)))
+
+    def _parallel(self, x_BLD: Array, scene: Scene, own: Own) -> tuple[Array, Out]:
+        config = self.config
         h_BLD = reshard(self.norm(x_BLD), self.rules("batch", "length", None))
-        attended, fresh = self.attention(h_BLD, angles, mask_BTS, cached)
-        return x_BLD + self.mlp(h_BLD) + attended, None if cached is None else fresh
+        seen = self.attention(
+            h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
+        )
+        fed_BLD, given = self._feed(h_BLD, scene, own)
+        fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT))
+        attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION))
+        fresh = None if own.cached is None else seen.fresh
+        return x_BLD + fed_BLD + attended_BLD, Out(fresh=fresh, weights_BNTS=seen.weights_BNTS, **given)
+
+    def _sight(self, scene: Scene) -> Sight:
+        if self.config.positions != "relative_per_layer":
+            return scene.sight
+        assert scene.buckets_BTS is not None
+        return scene.sight._replace(bias_BTSN=self.relative_bias(scene.buckets_BTS))
+
+    def _feed(self, h_BLD: Array, scene: Scene, own: Own) -> tuple[Array, dict[str, Any]]:
+        """The MLP's or the experts' output, and what the experts tell."""
+        if not self.sparse:
+            return self.mlp(h_BLD, site(own.key, HIDDEN)), {}
+        y_BLD, routing, gates_BLE = self.moe(h_BLD, scene.valid_BL, site(own.key, HIDDEN))
+        return y_BLD, {"routing": routing, "gates_BLE": gates_BLE if scene.show else None}

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,8 +46,8 @@ class Log:
         self._samples.close()
         self._tensorboard.close()
 
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of a training step."""
+    def train(self, step: int, figures: dict[str, Any]) -> None:
+        """Figures of a training step; lists go to the file alone."""
         self._write("train", step, figures)
         text = f"loss {figures['loss']:.3f}  {figures['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in figures:
@@ -58,13 +59,11 @@ class Log:
     def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None:
         """Validation, with what general compressors make of the same text."""
         self._write("validation", step, figures)
-        beside = "  ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())
-        self.console.print(
-            f"step {step}  validation {figures['loss']:.4f} nats/token  "
-            f"[bold]{figures['bits_per_byte']:.4f} bits/byte[/bold]  ({beside})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"step {step}  validation {figures['loss']:.4f} nats/token"
+        if "bits_per_byte" in figures:
+            beside = "  ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())
+            text += f"  [bold]{figures['bits_per_byte']:.4f} bits/byte[/bold]  ({beside})"
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def event(self, step: int, what: str, detail: str = "") -> None:
         """Something that happened to the run."""
@@ -75,9 +74,10 @@ class Log:
         self._samples.add({"step": step, "time": time.time(), "prompt": prompt, "text": text})
         self._tensorboard.text(step, "sample", f"```\n{prompt}{text}\n```")
 
-    def _write(self, kind: str, step: int, figures: dict[str, float]) -> None:
+    def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         self._metrics.add({"kind": kind, "step": step, "time": time.time(), **figures})
-        self._tensorboard.scalars(step, {f"{kind}/{name}": value for name, value in figures.items()})
+        numbers = {f"{kind}/{name}": value for name, value in figures.items() if not isinstance(value, list)}
+        self._tensorboard.scalars(step, numbers)
 
 
 class Silence:
@@ -89,7 +89,7 @@ class Silence:
     def __exit__(self, *unused: object) -> None:
         return None
 
-    def train(self, step: int, figures: dict[str, float]) -> None:
+    def train(self, step: int, figures: dict[str, Any]) -> None:
         return None
 
     def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax import Array
 
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import TrainConfig
 from pathways_lm.errors import CheckpointError
-from pathways_lm.models.decoder import Params
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Params
 from pathways_lm.train.state import TrainState, to_items
 from pathways_lm.train.step import Metrics, Step
 from pathways_lm.train.stop import StopRequest
@@ -19,11 +21,16 @@ from pathways_lm.train.stop import StopRequest
 # The means of these over the steps since the last row are logged; of the others, the last value.
 AVERAGED = ("loss", "z_loss", "grad_norm")
 
+Figures = dict[str, Any]
+"""Numbers by name; what is told of every layer is a list."""
+Sample = Callable[[Params, Array, int], tuple[str, str]]
+"""A prompt and the model's continuation, from the parameters, the run's key and the step."""
+
 
 class Writer(Protocol):
     """What the loop needs of a log."""
 
-    def train(self, step: int, figures: dict[str, float]) -> None: ...
+    def train(self, step: int, figures: Figures) -> None: ...
     def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None: ...
     def event(self, step: int, what: str, detail: str = "") -> None: ...
     def sample(self, step: int, prompt: str, text: str) -> None: ...
@@ -34,9 +41,9 @@ class Hooks:
     """What is done with the parameters at every validation."""
 
     validate: Callable[[Params], dict[str, float]]
-    """Figures of the validation text, `loss` and `bits_per_byte` among them."""
-    sample: Callable[[Params, Array, int], tuple[str, str]]
-    """A prompt and the model's continuation, from the parameters, the run's key and the step."""
+    """Figures of the validation text: `loss` and, where all of it is scored, `bits_per_byte`."""
+    sample: Sample | None
+    """None for a model that does not continue text."""
     yardsticks: dict[str, float]
     """Bits per byte of general compressors on the same text."""
 
@@ -69,12 +76,14 @@ class Meter:
         """Waits for the steps kept and logs them as one row."""
         if not self._kept:
             return
-        rows: list[dict[str, float]] = jax.device_get([metrics for _, metrics in self._kept])
+        rows: list[Figures] = jax.device_get([metrics for _, metrics in self._kept])
         now = time.perf_counter()
         step, count = self._kept[-1][0], len(rows)
         seconds = max(now - self._since - self._excluded, 1e-9)
         self._kept, self._since, self._excluded = [], now, 0.0
-        figures = {name: float(value) for name, value in rows[-1].items() if name != "batch_tokens"}
+        figures: Figures = {
+            name: np.asarray(value).tolist() for name, value in rows[-1].items() if name != "batch_tokens"
+        }
         figures |= {name: sum(float(row[name]) for row in rows) / count for name in AVERAGED}
         rate = count * self.workload.tokens_per_step / seconds
         figures |= {
@@ -95,7 +104,7 @@ def run(
     config: TrainConfig,
     state: TrainState,
     step_function: Step,
-    batches: Iterator[Array],
+    batches: Iterator[Batch],
     store: Store,
     facts: dict[str, Any],
     log: Writer,
@@ -152,5 +161,6 @@ def _validate(state: TrainState, step: int, log: Writer, hooks: Hooks) -> float:
     began = time.perf_counter()
     figures = hooks.validate(state.params)
     log.validation(step, {**figures, "seconds": time.perf_counter() - began}, hooks.yardsticks)
-    log.sample(step, *hooks.sample(state.params, state.rng, step))
+    if hooks.sample is not None:
+        log.sample(step, *hooks.sample(state.params, state.rng, step))
     return time.perf_counter() - began

@@ -1,39 +1,79 @@
-"""Next-token loss as sums over tokens, to be divided once at the very end."""
+"""Losses as sums over tokens, to be divided once at the very end."""
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pathways_lm.config import MoEConfig
 from pathways_lm.kernels.cross_entropy import cross_entropy
-from pathways_lm.models.decoder import Model, Params
+from pathways_lm.layers.moe.losses import RouterSums
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Model, Params
+from pathways_lm.models.transformer import Output
 from pathways_lm.train.precision import Precision
 
 PADDING = 0
 
 
 class Sums(NamedTuple):
-    """Sums over the tokens of a batch, fp32 scalars. Divide by `tokens` only when all parts are added."""
+    """Sums over the tokens of a batch, fp32. Divide only when all parts are added."""
 
     nll: Array
-    """Negative log-likelihood, nats."""
+    """Negative log-likelihood of the targets, nats."""
     log_z_squared: Array
     tokens: Array
+    """Targets scored."""
+    routing: RouterSums | None = None
+    """Of all MoE layers, the encoder's first: each array has a leading dimension of layers."""
 
 
-def next_token_sums(model: Model, precision: Precision, params: Params, tokens_BL: Array) -> Sums:
-    """Scores every token but padding, each from those before it in its sequence.
+def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    """Scores every target but padding.
 
-    The first token is predicted from the padding token, which stands for "beginning", as in
-    seqio's decoder features.
+    Args:
+      key: for dropout and routers in training; None in evaluation.
     """
-    beginning = jnp.zeros_like(tokens_BL[:, :1])
-    inputs_BL = jnp.concatenate([beginning, tokens_BL[:, :-1]], axis=1)
-    logits_BLV = model.bind(precision.cast(params))(inputs_BL)
-    nll_BL, log_z_BL = cross_entropy(logits_BLV, tokens_BL)
-    weight_BL = (tokens_BL != PADDING).astype(jnp.float32)
+    output: Output = model.bind(precision.cast(params))(batch, key)
+    nll_BL, log_z_BL = cross_entropy(output.logits_BLV, batch.targets)
+    weight_BL = (batch.targets != PADDING).astype(jnp.float32)
     return Sums(
         nll=jnp.sum(nll_BL * weight_BL),
         log_z_squared=jnp.sum(jnp.square(log_z_BL) * weight_BL),
         tokens=jnp.sum(weight_BL),
+        routing=_routing(output),
     )
+
+
+def _routing(output: Output) -> RouterSums | None:
+    told = [out.routing for out in (output.encoder, output.decoder) if out is not None and out.routing is not None]
+    if not told:
+        return None
+    return jax.tree.map(lambda *layers: jnp.concatenate(layers), *told)
+
+
+def routing_loss(config: MoEConfig, routing: RouterSums, tokens_per_layer: Array) -> Array:
+    """What routers add to the loss: the sum of all layers' balance and z-losses (Switch section 2.2; ST-MoE eq. 5).
+
+    Args:
+      routing: sums of all MoE layers, of a batch or a part of it.
+      tokens_per_layer: tokens that each layer routes in the whole batch, fp32 [layers].
+    """
+    terms = config.balance_loss * routing.balance + config.router_z_loss * routing.z
+    return jnp.sum(terms / tokens_per_layer)
+
+
+def routed_tokens(model: Model, batch: Batch) -> Array:
+    """Tokens that each MoE layer routes, fp32 [layers], the encoder's first. All but padding."""
+    config = model.config
+    every = config.moe.every
+    layers = [(batch.tokens, batch.segments, config.num_layers)]
+    if batch.encoder_tokens is not None:
+        encoder_layers = config.num_encoder_layers or config.num_layers
+        layers.insert(0, (batch.encoder_tokens, batch.encoder_segments, encoder_layers))
+    counts = []
+    for tokens, segments, num_layers in layers:
+        count = jnp.float32(tokens.size) if segments is None else jnp.sum((segments > 0).astype(jnp.float32))
+        counts.extend([count] * (num_layers // every))
+    return jnp.stack(counts)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from pathways_lm.config import OptimizerConfig
-from pathways_lm.models.decoder import Model, Params
+from pathways_lm.models.model import Model, Params
 from pathways_lm.train.schedule import Schedule
 
 
@@ -26,7 +26,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule, model: Model) ->
             b1=config.beta1,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=jax.tree.map(lambda shaped, lead: len(shaped.shape) - lead > 1, model.abstract, leading_layers(model)),
+            mask=decayed(model),
         ),
     )
 
@@ -39,6 +39,15 @@ def leading_layers(model: Model) -> Params:
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
     return nnx.to_pure_dict(lead)
+
+
+def decayed(model: Model) -> Params:
+    """Which parameters AdamW shrinks: kernels and tables, not scales and biases."""
+
+    def is_decayed(path: tuple[jax.tree_util.DictKey, ...], _: jax.ShapeDtypeStruct) -> bool:
+        return not path[-1].key.endswith(("scale", "bias"))
+
+    return jax.tree_util.tree_map_with_path(is_decayed, model.abstract)
 
 
 class AdafactorState(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pathways_lm.models.decoder import Params
+from pathways_lm.models.model import Params
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Precision:
     compute: jnp.dtype
 
     def cast(self, params: Params) -> Params:
-        """The parameters as the arithmetic sees them. Norm scales stay fp32, where they are used."""
+        """The parameters as the arithmetic sees them. What is used in fp32 stays so: norms and routers."""
 
         def cast_one(path: tuple[jax.tree_util.DictKey, ...], value: Array) -> Array:
-            return value if path[-1].key == "scale" else value.astype(self.compute)
+            return value if path[-1].key in ("scale", "bias", "router") else value.astype(self.compute)
 
         return jax.tree_util.tree_map_with_path(cast_one, params)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from pathways_lm.models.decoder import Model, Params
+from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import on_mesh
 
 

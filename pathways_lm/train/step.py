@@ -9,56 +9,78 @@ import optax
 from jax import Array
 from jax.sharding import reshard
 
-from pathways_lm.config import TrainConfig
-from pathways_lm.models.decoder import Model, Params
-from pathways_lm.train.losses import Sums, next_token_sums
+from pathways_lm.config import MoEConfig, TrainConfig
+from pathways_lm.layers.dropout import site
+from pathways_lm.layers.moe.losses import RouterSums
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Model, Params
+from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import Schedule
 from pathways_lm.train.state import TrainState, abstract_state, shardings
 
 Metrics = dict[str, Array]
-Step = Callable[[TrainState, Array], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def gradient_sums(model: Model, config: TrainConfig, params: Params, tokens_BL: Array) -> tuple[Params, Sums]:
+def gradient_sums(
+    model: Model, config: TrainConfig, params: Params, batch: Batch, key: Array | None
+) -> tuple[Params, Sums]:
     """Gradients of the summed loss, and the sums, over all microbatches of a batch.
 
-    Nothing is divided here: with sums, gradients do not depend on how many microbatches there are
-    or how their tokens are spread.
+    Nothing is divided here but what routers add, by counts of the whole batch: with sums, gradients do not depend on
+    how many microbatches there are or how their tokens are spread.
+
+    Args:
+      key: for dropout and routers, folded with the number of the microbatch.
     """
     policy = POLICIES[config.precision]
+    moe = model.config.moe
+    if moe.num_experts:
+        # A router's loss is a mean over its tokens; all will be divided by the number of targets.
+        share = routed_tokens(model, batch) / jnp.sum((batch.targets != PADDING).astype(jnp.float32))
 
-    def loss(params: Params, tokens: Array) -> tuple[Array, Sums]:
-        sums = next_token_sums(model, policy, params, tokens)
-        return sums.nll + config.z_loss * sums.log_z_squared, sums
+    def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, Sums]:
+        sums = loss_sums(model, policy, params, part, key)
+        total = sums.nll + config.z_loss * sums.log_z_squared
+        if sums.routing is not None:
+            total = total + routing_loss(moe, sums.routing, share)
+        return total, sums
 
     differentiate = jax.grad(loss, has_aux=True)
     if config.microbatches == 1:
-        return differentiate(params, tokens_BL)
+        return differentiate(params, batch, site(key, 0))
 
-    B, L = tokens_BL.shape
     M = config.microbatches
-    # Every M-th row, so that each device keeps the rows it has.
-    rows = model.rules("batch", None, "length")
-    parts_MBL = jnp.swapaxes(jnp.reshape(tokens_BL, (B // M, M, L), out_sharding=rows), 0, 1)
 
-    def accumulate(total: tuple[Params, Sums], tokens: Array) -> tuple[tuple[Params, Sums], None]:
-        return jax.tree.map(jnp.add, total, differentiate(params, tokens)), None
+    def parts(leaf: Array) -> Array:
+        # Every M-th row, so that each device keeps the rows it has.
+        B, L = leaf.shape
+        rows = model.rules("batch", None, "length")
+        return jnp.swapaxes(jnp.reshape(leaf, (B // M, M, L), out_sharding=rows), 0, 1)
+
+    def accumulate(total: tuple[Params, Sums], each: tuple[Batch, Array]) -> tuple[tuple[Params, Sums], None]:
+        part, number = each
+        own = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(jnp.add, total, differentiate(params, part, own)), None
 
     def zero(traced: jax.ShapeDtypeStruct) -> Array:
         value = jnp.zeros(traced.shape, traced.dtype)
         return value if traced.sharding is None else reshard(value, traced.sharding)
 
-    start = jax.tree.map(zero, jax.eval_shape(differentiate, params, parts_MBL[0]))
-    return jax.lax.scan(accumulate, start, parts_MBL)[0]
+    microbatches = jax.tree.map(parts, batch)
+    first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+    start = jax.tree.map(zero, jax.eval_shape(differentiate, params, first, key))
+    return jax.lax.scan(accumulate, start, (microbatches, jnp.arange(M)))[0]
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: TrainConfig) -> Step:
-    """The update as a pure function of the state and a batch [B, L] of tokens."""
+    """The update as a pure function of the state and a batch."""
 
-    def step(state: TrainState, tokens_BL: Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         with jax.named_scope("gradients"):
-            grads, sums = gradient_sums(model, config, state.params, tokens_BL)
+            grads, sums = gradient_sums(model, config, state.params, batch, key)
             grads = jax.tree.map(lambda g: g / sums.tokens, grads)
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -71,16 +93,28 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
             "learning_rate": schedule(state.step + 1),
             "batch_tokens": sums.tokens,
         }
+        if sums.routing is not None:
+            metrics |= routing_metrics(model.config.moe, sums.routing)
         return TrainState(state.step + 1, params, optimizer_state, state.rng), metrics
 
     return step
 
 
-def compile_step(
-    step: Step, model: Model, optimizer: optax.GradientTransformation, batch_shape: tuple[int, int]
-) -> Any:
-    """The step compiled for its mesh; the old state's memory becomes the new one's."""
+def routing_metrics(config: MoEConfig, routing: RouterSums) -> Metrics:
+    """What is told of the routers of a batch: means over layers, and each expert's share of each layer's tokens."""
+    return {
+        "balance_loss": config.balance_loss * jnp.sum(routing.balance / routing.tokens),
+        "router_z_loss": config.router_z_loss * jnp.sum(routing.z / routing.tokens),
+        "dropped_fraction": jnp.sum(routing.dropped) / jnp.sum(routing.choices),
+        "router_entropy": jnp.mean(routing.entropy / routing.tokens),
+        "expert_load": routing.load_E / jnp.sum(routing.load_E, axis=-1, keepdims=True),
+    }
+
+
+def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformation, example: Batch) -> Any:
+    """The step compiled for its mesh and batches like `example`; the old state's memory becomes the new one's."""
     state = abstract_state(model, optimizer)
-    tokens = jax.ShapeDtypeStruct(batch_shape, jnp.int32, sharding=model.rules("batch", "length"))
+    rows = model.rules("batch", "length")
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), example)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), model.rules()))
-    return jitted.lower(state, tokens).compile()
+    return jitted.lower(state, batch).compile()

@@ -181,7 +181,7 @@ def no_compile(monkeypatch) -> None:
     """Drawing parameters and compiling a step fail the test."""
     compiling = (
         "pathways_lm.cli.train.compile_step",
-        "pathways_lm.models.decoder.Model.initialise",
+        "pathways_lm.models.model.Model.initialise",
         "pathways_lm.decode.generate.Generator._start",
     )
     for target in compiling:

@@ -125,7 +125,7 @@ def test_a_ready_cache_needs_no_tensorflow(built):
         "from pathways_lm.data.loader import Loader\n"
         f"config = {config(folder)!r}\n"
         f"corpus = prepare(config, {VOCAB_SIZE})\n"
-        "print(corpus.fingerprint, Loader(corpus, config).rows(0, 4).shape)\n"
+        "print(corpus.fingerprint, Loader(corpus, config, None).rows(0, 4).shape)\n"
         "print([name for name in ('tensorflow', 'seqio') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -149,7 +149,7 @@ def test_other_settings_are_another_corpus(built, changes):
     folder, corpus = built
     other = prepare(config(folder, **changes), VOCAB_SIZE)
     assert other.fingerprint != corpus.fingerprint
-    assert Loader(other, config(folder, **changes)).rows(0, 2).shape == (2, other.sequence_length)
+    assert Loader(other, config(folder, **changes), None).rows(0, 2).shape == (2, other.sequence_length)
 
 
 def test_an_edited_file_is_noticed(tmp_path, write_json_lines):
@@ -274,7 +274,7 @@ def test_python_docs(tmp_path):
     """A real corpus, from nothing to batches."""
     docs = DataConfig(mixture="python_docs", cache_dir=str(tmp_path), sequence_length=128, batch_size=8)
     corpus = prepare(docs, 1024)
-    rows = Loader(corpus, docs).rows(0, 8)
+    rows = Loader(corpus, docs, None).rows(0, 8)
     assert corpus.vocabulary.size == 1024
     assert rows.min() > 0
     assert rows.max() < 1024

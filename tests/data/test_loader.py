@@ -12,8 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pathways_lm.config import DataConfig
 from pathways_lm.data.loader import Loader
+from pathways_lm.models.batch import Batch
 
 LENGTH = 16
+
+
+def as_they_are(rows, numbers) -> Batch:
+    """An objective that shows the rows, and their numbers in the encoder's place."""
+    return Batch(tokens=rows, targets=rows, encoder_tokens=np.tile(np.array(numbers, np.int64)[:, None], (1, LENGTH)))
 
 
 def config(seed: int = 0) -> DataConfig:
@@ -22,7 +28,7 @@ def config(seed: int = 0) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def loader(known_corpus):
-    return Loader(known_corpus, config())
+    return Loader(known_corpus, config(), as_they_are)
 
 
 def values(rows: np.ndarray) -> list[int]:
@@ -43,11 +49,11 @@ def devices_2d(data: int) -> Mesh:
 def test_a_row_depends_on_seed_and_index_alone(known_corpus, loader, start, count):
     alone = [values(loader.rows(i, i + 1))[0] for i in reversed(range(start, start + count))]
     assert values(loader.rows(start, start + count)) == alone[::-1]
-    assert values(Loader(known_corpus, config()).rows(start, start + count)) == alone[::-1]
+    assert values(Loader(known_corpus, config(), as_they_are).rows(start, start + count)) == alone[::-1]
 
 
 def test_seeds_differ(known_corpus):
-    streams = [values(Loader(known_corpus, config(seed)).rows(0, 40)) for seed in (0, 1, 2**40)]
+    streams = [values(Loader(known_corpus, config(seed), as_they_are).rows(0, 40)) for seed in (0, 1, 2**40)]
     assert streams[0] != streams[1] != streams[2] != streams[0]
 
 
@@ -78,7 +84,7 @@ def test_a_far_step_reads_no_more_than_its_rows(loader, monkeypatch):
         grain.sources.ArrayRecordDataSource, "__getitem__", lambda self, i: read.append(i) or get(self, i)
     )
     sharding = NamedSharding(devices_2d(data=1), PartitionSpec("data", None))  # all devices hold all rows
-    np.testing.assert_array_equal(loader.batch(10**6, sharding), loader.rows(8 * 10**6, 8 * 10**6 + 8))
+    np.testing.assert_array_equal(loader.batch(10**6, sharding).tokens, loader.rows(8 * 10**6, 8 * 10**6 + 8))
     assert len(read) == 8 + 8
 
 
@@ -88,7 +94,7 @@ def test_a_far_step_reads_no_more_than_its_rows(loader, monkeypatch):
 def test_batch_lies_on_the_mesh(loader, spec):
     devices = len(jax.devices())
     sharding = NamedSharding(devices_2d(data=max(devices // 2, 1)), spec)
-    batch = loader.batch(3, sharding)
+    batch = loader.batch(3, sharding).tokens
     assert batch.shape == (8, LENGTH)
     assert batch.dtype == np.int32
     assert batch.sharding == sharding
@@ -101,11 +107,11 @@ def test_batch_lies_on_the_mesh(loader, spec):
 def test_resumed_equals_run_through(known_corpus, loader):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with contextlib.closing(loader.batches(0, sharding)) as batches:
-        through = [np.asarray(next(batches)) for _ in range(12)]
+        through = [np.asarray(next(batches).tokens) for _ in range(12)]
     for step in (0, 1, 7):
-        with contextlib.closing(Loader(known_corpus, config()).batches(step, sharding)) as batches:
+        with contextlib.closing(Loader(known_corpus, config(), as_they_are).batches(step, sharding)) as batches:
             for expected in through[step:]:
-                np.testing.assert_array_equal(next(batches), expected)
+                np.testing.assert_array_equal(next(batches).tokens, expected)
 
 
 def reading_threads() -> list[threading.Thread]:
@@ -121,7 +127,7 @@ def test_closing_ends_the_thread(loader):
 
 
 def test_what_fails_while_reading_is_raised(known_corpus, monkeypatch):
-    loader = Loader(known_corpus, config())
+    loader = Loader(known_corpus, config(), as_they_are)
     rows = loader.rows
 
     def failing(start: int, stop: int) -> np.ndarray:
@@ -142,6 +148,6 @@ def test_what_fails_while_reading_is_raised(known_corpus, monkeypatch):
 def test_validation_gives_every_sequence_once(loader, batch_size):
     batches = list(loader.validation(batch_size))
     expected = [1500, 1501, 1502, 1503, 1504, 2500, 2501]
-    assert all(batch.shape == (batch_size, LENGTH) for batch in batches)
-    rows = [value for batch in batches for value in values(batch)]
+    assert all(batch.tokens.shape == (batch_size, LENGTH) for batch in batches)
+    rows = [value for batch in batches for value in values(batch.tokens)]
     assert rows == expected + [0] * (-len(expected) % batch_size)

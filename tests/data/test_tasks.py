@@ -9,6 +9,7 @@ from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.sources import Document
 from pathways_lm.data.vocabulary import Vocabulary, train_vocabulary
+from pathways_lm.models.batch import Batch
 
 DOCS = {"train": [Document("a", "one two"), Document("b", "\u2581é 12\n\x00")], "validation": [Document("c", "three")]}
 STDLIB = {"train": [Document("d", "def f(): pass\n" * 3)], "validation": [Document("e", "x = 1\n")]}
@@ -65,7 +66,13 @@ def test_our_cache_holds_what_seqio_yields(tmp_path, write_json_lines):
     )
     corpus = prepare(config, 400)
     yielded = np.concatenate(examples("files", "validation"))
-    held = np.concatenate([row for batch in Loader(corpus, config).validation(1) for row in batch])
+    held = np.concatenate(
+        [
+            row
+            for batch in Loader(corpus, config, lambda rows, _: Batch(rows, rows)).validation(1)
+            for row in batch.targets
+        ]
+    )
     np.testing.assert_array_equal(held[: len(yielded)], yielded)
     assert not held[len(yielded) :].any()
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pathways_lm.decode import generate
-from pathways_lm.decode.cache import Cache, write
+from pathways_lm.decode.cache import Cache, shardings, write
 from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
+from pathways_lm.models.batch import Batch
 
 PIECES, END = 250, 1
 GREEDY = Sampler(0.0)
@@ -26,7 +27,7 @@ def key(seed=0):
 
 def uncached(model, params) -> Callable[[list[int]], np.ndarray]:
     """Gives the logits after the last token of a sequence behind its beginning, of the whole sequence at once."""
-    call = jax.jit(lambda params, tokens: model.bind(params)(tokens))
+    call = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
 
     def last(sequence):
         # Padding stands behind the sequence, where no position of it looks.
@@ -60,7 +61,7 @@ def test_cached_logits_equal_uncached_ones(model, params):
         prompt[row, 9 - length :] = tokens[row, :length]
         positions[row, 9 - length :] = np.arange(length)
     place = partial(jax.device_put, device=rules("batch", None))
-    batch_of_layers = rules("layers", "batch", None, None)
+    batch_of_layers = shardings(config, rules).keys
 
     @jax.jit
     def extend(params, tokens, at, cache):
@@ -68,10 +69,12 @@ def test_cached_logits_equal_uncached_ones(model, params):
         return logits[:, -1], fresh
 
     def blank(slots):
-        keys = jax.device_put(np.zeros((config.num_layers, rows, slots, config.head_dim), np.float32), batch_of_layers)
+        keys = jax.device_put(
+            np.zeros((config.num_layers, rows, slots, 1, config.head_dim), np.float32), batch_of_layers
+        )
         return Cache(keys, keys + 0, place(np.full((rows, slots), -1, np.int32)), jax.device_put(np.int32(0), rules()))
 
-    reference = jax.jit(lambda params, tokens: model.bind(params)(tokens))
+    reference = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
     expected = np.asarray(reference(params, place(tokens)))
     scale = np.abs(expected).max()
 

@@ -4,11 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from pathways_lm.data.objectives import causal
 from pathways_lm.evaluate.perplexity import Perplexity
+from pathways_lm.models.batch import Batch
+
+# No token: each row is one document.
+END = -1
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[np.ndarray]:
+def rows() -> list[np.ndarray]:
     """Two batches: one full, one that ends within a row and holds rows of padding after it."""
     random = np.random.default_rng(3)
     full, last = random.integers(1, 264, (2, 8, 12), dtype=np.int32)
@@ -18,12 +23,17 @@ def batches() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def expected(make, draw, batches) -> dict[str, float]:
+def batches(rows) -> list[Batch]:
+    return [causal(batch, END) for batch in rows]
+
+
+@pytest.fixture(scope="module")
+def expected(make, draw, rows) -> dict[str, float]:
     """From the model's logits, which tests/models compares with numpy."""
     model = make()
-    call = jax.jit(lambda params, tokens: model.bind(params)(tokens))
+    call = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
     nll, tokens = 0.0, 0
-    for batch in batches:
+    for batch in rows:
         inputs = np.concatenate([np.zeros((8, 1), np.int32), batch[:, :-1]], axis=1)
         logits = np.asarray(call(draw(model), inputs), np.float64)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -44,7 +54,7 @@ def test_loss_and_bits_per_byte(make, draw, batches, expected, preset, data, ten
 def test_rows_of_padding_do_not_count(make, draw, batches):
     model = make()
     perplexity, params = Perplexity(model, "fp32"), draw(model)
-    nothing = np.zeros((8, 12), np.int32)
+    nothing = causal(np.zeros((8, 12), np.int32), END)
     assert perplexity(params, [*batches, nothing], 1000) == perplexity(params, batches, 1000)
 
 
@@ -53,7 +63,7 @@ def test_an_even_guess(make, draw):
     model = make()
     params = draw(model)
     params["embedding"]["table"] = 0 * params["embedding"]["table"]
-    found = Perplexity(model, "fp32")(params, [np.full((8, 12), 9, np.int32)], num_bytes=96)
+    found = Perplexity(model, "fp32")(params, [causal(np.full((8, 12), 9, np.int32), END)], num_bytes=96)
     assert found == pytest.approx({"loss": np.log(264), "bits_per_byte": np.log2(264)}, rel=1e-6)
 
 

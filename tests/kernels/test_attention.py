@@ -1,4 +1,6 @@
-"""Multi-query attention against loops in numpy."""
+"""Attention with any number of key heads against loops in numpy."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.kernels.attention import multi_query_attention
+from pathways_lm.kernels.attention import attention_weights, weighted_values
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
@@ -18,15 +20,24 @@ def by_loops(q, k, v, mask):
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(q.shape[:3]):
         seen = np.flatnonzero(mask[b if mask.shape[0] > 1 else 0, t])
-        scores = np.array([np.dot(q[b, t, n], k[b, s]) / np.sqrt(q.shape[-1]) for s in seen])
+        head = n // (q.shape[2] // k.shape[2])
+        scores = np.array([np.dot(q[b, t, n], k[b, s, head]) / np.sqrt(q.shape[-1]) for s in seen])
         weights = np.exp(scores - scores.max())
-        out[b, t, n] = sum(w * v[b, s] for w, s in zip(weights / weights.sum(), seen, strict=True))
+        out[b, t, n] = sum(w * v[b, s, head] for w, s in zip(weights / weights.sum(), seen, strict=True))
     return out
 
 
-def inputs(mask_batch: int, scale: float = 1.0):
+@partial(jax.jit, static_argnums=4)
+def attend(q, k, v, mask, rules):
+    return weighted_values(attention_weights(q, k, mask, None, rules), v, rules)
+
+
+def inputs(mask_batch: int, scale: float = 1.0, kv_heads: int = 1):
     random = np.random.default_rng(0)
-    q, k, v = (random.normal(size=shape).astype(np.float32) for shape in ((B, T, N, H), (B, S, H), (B, S, H)))
+    q, k, v = (
+        random.normal(size=shape).astype(np.float32)
+        for shape in ((B, T, N, H), (B, S, kv_heads, H), (B, S, kv_heads, H))
+    )
     mask = random.random((mask_batch, T, S)) < 0.5
     mask[:, :, 2] = True
     return q * np.float32(scale), k, v, mask
@@ -36,17 +47,19 @@ def on(data: int, tensor: int, q, k, v, mask):
     rules = make_rules("palm_2d", make_mesh(MeshConfig(data=data, tensor=tensor)))
     whole = rules("batch", "length", None)
     q = jax.device_put(q, rules("batch", "length", "heads", None))
-    k, v = jax.device_put((k, v), whole)
+    k, v = jax.device_put((k, v), rules("batch", "length", "heads" if k.shape[2] % tensor == 0 else None, None))
     mask = jax.device_put(mask, whole if mask.shape[0] > 1 else rules())
-    out = jax.jit(multi_query_attention, static_argnums=4)(q, k, v, mask, rules)
+    out = attend(q, k, v, mask, rules)
     assert out.sharding.spec == rules("batch", "length", "heads", None).spec
     return out
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 4), (4, 2)])
 @pytest.mark.parametrize("mask_batch", [B, 1], ids=["a mask each", "one mask"])
-def test_against_loops(mask_batch, data, tensor):
-    args = inputs(mask_batch)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"])
+def test_against_loops(kv_heads, mask_batch, data, tensor):
+    """Two key heads on four parts of the queries', too."""
+    args = inputs(mask_batch, kv_heads=kv_heads)
     np.testing.assert_allclose(on(data, tensor, *args), by_loops(*args), atol=2e-6)
 
 
@@ -61,9 +74,9 @@ def test_large_scores():
 def in_bf16(q, k, v):
     """One query of one head on one device, seeing every key."""
     rules = make_rules("palm_2d", make_mesh(MeshConfig(data=1, tensor=1)))
-    q, k, v = (jnp.asarray(x, jnp.bfloat16)[None] for x in (q[:, None], k, v))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16)[None] for x in (q[:, None], k[:, None], v[:, None]))
     args = jax.device_put((q, k, v, jnp.ones((1, 1, k.shape[1]), bool)), rules())
-    out = jax.jit(multi_query_attention, static_argnums=4)(*args, rules)
+    out = attend(*args, rules)
     assert out.dtype == jnp.bfloat16
     return np.asarray(out, np.float32)[0, 0, 0]
 

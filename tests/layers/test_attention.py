@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.layers.attention import Attention
-from pathways_lm.layers.mask import causal
+from pathways_lm.layers.attention import Attention, Sight
+from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.position import rotary_angles
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
@@ -24,13 +24,15 @@ def test_one_token_at_a_time(tiny):
     @jax.jit
     def attend(h, positions, key_positions, cached):
         angles = rotary_angles(positions, config.head_dim, config.rope_base)
-        return layer(h, angles, causal(positions, key_positions), cached)
+        sight = Sight(visible(Places(positions), Places(key_positions), causal=True), angles)
+        seen = layer(h, sight, cached=cached)
+        return seen.y_BLD, seen.fresh
 
     everywhere = jnp.arange(L)[None]
     whole, (keys, values) = attend(h, everywhere, everywhere, None)
-    assert keys.shape == values.shape == (2, L, config.head_dim)
+    assert keys.shape == values.shape == (2, L, 1, config.head_dim)
     # An unused slot holds a number that would show.
-    cache = [np.full((2, L, config.head_dim), 50.0, np.float32) for _ in range(2)]
+    cache = [np.full((2, L, 1, config.head_dim), 50.0, np.float32) for _ in range(2)]
     filled = np.full((1, L), -1)
     for t in range(L):
         at = np.array([[t]])

@@ -14,7 +14,7 @@ from pathways_lm.sharding import make_rules
 @pytest.mark.parametrize(
     ("preset", "data", "tensor"), [("palm_2d", 1, 1), ("palm_2d", 2, 4), ("fsdp", 4, 2), ("tensor_parallel", 1, 8)]
 )
-def test_rows_and_scaled_products(preset, data, tensor):
+def test_rows_and_scaled_products(tiny, preset, data, tensor):
     """PaLM section 5.1: input embeddings are not scaled, logits are, by 1 / sqrt(D)."""
     rules = make_rules(preset, make_mesh(MeshConfig(data=data, tensor=tensor)))
     random = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def test_rows_and_scaled_products(preset, data, tensor):
 
     @jax.jit
     def both(seed, table, tokens, x):
-        layer = Embedding(264, 16, nnx.Rngs(params=jax.random.key(seed)), rules)
+        layer = Embedding(tiny(embed_dim=16), nnx.Rngs(params=jax.random.key(seed)), rules)
         layer.table[...] = table
         return layer.encode(tokens), layer.decode(x)
 

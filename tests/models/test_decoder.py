@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import TrainConfig
+from pathways_lm.models.batch import Batch
 from pathways_lm.train.step import gradient_sums
 
 
@@ -35,8 +36,8 @@ def turn(head, position, base):
 def attention(h, weights, base):
     """Multi-query: each head of each position looks at its own position and those before, h is [L, D]."""
     length, heads = h.shape[0], weights["query"].shape[1]
-    keys = [turn(h[s] @ weights["key"], s, base) for s in range(length)]
-    values = [h[s] @ weights["value"] for s in range(length)]
+    keys = [turn(h[s] @ weights["key"][:, 0], s, base) for s in range(length)]
+    values = [h[s] @ weights["value"][:, 0] for s in range(length)]
     y = np.zeros_like(h)
     for t in range(length):
         for n in range(heads):
@@ -52,19 +53,19 @@ def palm(params, tokens, config):
     table, epsilon = params["embedding"]["table"], config.norm_epsilon
     x = table[tokens]
     for number in range(config.num_layers):
-        layer = jax.tree.map(lambda p, number=number: p[number], params["blocks"]["layers"])
+        layer = jax.tree.map(lambda p, number=number: p[number], params["decoder"]["blocks"]["layers"])
         h, mlp = layer_norm(x, layer["norm"]["scale"], epsilon), layer["mlp"]
         x = x + (swish(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"]
         x = x + attention(h, layer["attention"], config.rope_base)
-    return layer_norm(x, params["norm"]["scale"], epsilon) @ table.T / np.sqrt(config.embed_dim)
+    return layer_norm(x, params["decoder"]["norm"]["scale"], epsilon) @ table.T / np.sqrt(config.embed_dim)
 
 
 TOKENS = np.random.default_rng(1).integers(0, 264, (2, 12), dtype=np.int32)
 
 
 def logits(model, params, tokens):
-    placed = jax.device_put(tokens, model.rules("batch", "length"))
-    return np.asarray(jax.jit(lambda params, tokens: model.bind(params)(tokens))(params, placed))
+    placed = jax.device_put(Batch(tokens, tokens), model.rules("batch", "length"))
+    return np.asarray(jax.jit(lambda params, batch: model.bind(params)(batch).logits_BLV)(params, placed))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_extend_continues_a_cached_prefix(make, draw):
     def positions(*numbers):
         return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
 
-    empty = jnp.full((config.num_layers, 2, 3, config.head_dim), 100.0)
+    empty = jnp.full((config.num_layers, 2, 3, 1, config.head_dim), 100.0)
     first, fresh = extend(TOKENS[:, :5], positions(0, 1, 2, 3, 4), (empty, empty), positions(-1, -1, -1))
     np.testing.assert_allclose(first, expected[:, :5], atol=1e-5 * np.abs(expected).max())
 
@@ -127,8 +128,8 @@ def without_recomputing(make, draw):
 
 def gradients(make, draw, **changes):
     model = make(**changes)
-    tokens = jax.device_put(TOKENS, model.rules("batch", "length"))
-    return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))(draw(model), tokens)
+    batch = jax.device_put(Batch(TOKENS, TOKENS), model.rules("batch", "length"))
+    return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))(draw(model), batch, None)
 
 
 @pytest.mark.parametrize(("remat", "unroll"), [("attention", 1), ("none", 2), ("block", 9)])
@@ -146,7 +147,9 @@ def test_recomputing_saves_memory(make):
     def temporary_bytes(remat):
         model = make(num_layers=16, remat=remat)
         tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32, sharding=model.rules("batch", "length"))
-        lowered = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1))).lower(model.abstract, tokens)
+        lowered = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1))).lower(
+            model.abstract, Batch(tokens, tokens), None
+        )
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     none, attention, block = (temporary_bytes(remat) for remat in ("none", "attention", "block"))

@@ -1,4 +1,4 @@
-"""PaLM's sizes, from shapes alone: counts, golden inventories, and a program that does not grow with depth."""
+"""Every shipped config from shapes alone: golden inventories, and a program that does not grow with depth."""
 
 import json
 import sys
@@ -8,72 +8,77 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pathways_lm.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pathways_lm.config import MeshConfig, OptimizerConfig, TrainConfig
+from pathways_lm.configure import load
 from pathways_lm.mesh import abstract_mesh
-from pathways_lm.models.decoder import Model
-from pathways_lm.models.inventory import as_json, as_text, inventory, num_params
+from pathways_lm.models import presets
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.inventory import as_json, as_text, inventory, num_active_params, num_params
+from pathways_lm.models.model import Model
 from pathways_lm.sharding import make_rules
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import abstract_state
 from pathways_lm.train.step import make_step
 
-# arXiv:2204.02311, table 1: layers, d_model, heads, billions of parameters. All have head size 256,
-# d_ff = 4 d_model and 256,000 pieces. The third digit is from the formula below.
-PAPER = {"8b": (32, 4096, 16, 8.632), "62b": (64, 8192, 32, 62.496), "540b": (118, 18432, 48, 540.356)}
-
-GOLDEN = Path(__file__).parent.parent / "golden"
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.py"))
+GOLDEN = Path(__file__).parents[1] / "golden"
 WRITE = "python tests/models/test_size.py --write"
 
 
-def palm(size: str) -> Model:
-    """On 256 x 8 devices without devices. The paper's 256 x 12 does not divide 256,000."""
-    layers, d, heads, _ = PAPER[size]
-    sizes = {"num_layers": layers, "embed_dim": d, "num_heads": heads, "head_dim": 256, "mlp_dim": 4 * d}
-    config = ModelConfig(**sizes, vocab_size=256_000)
-    return Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig(data=256, tensor=8), 2048)))
+def model_of(name: str) -> Model:
+    """On a mesh without devices: as many along experts and tensors as the config says, four along data."""
+    experiment = load(str(CONFIGS / f"{name}.py"))
+    mesh = experiment.mesh
+    devices = 4 * mesh.expert * mesh.tensor
+    abstract = abstract_mesh(MeshConfig(data=4, expert=mesh.expert, tensor=mesh.tensor), devices)
+    return Model(experiment.model, make_rules(mesh.rules, abstract))
 
 
 def golden(model: Model) -> str:
     rows = [json.dumps(row, default=list) for row in as_json(model)]
-    return '{\n"total": ' + str(num_params(model)) + ',\n"parameters": [\n' + ",\n".join(rows) + "\n]}\n"
+    counts = f'"total": {num_params(model)},\n"active": {num_active_params(model)}'
+    return "{\n" + counts + ',\n"parameters": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
-@pytest.mark.parametrize("size", PAPER)
-def test_parameter_count(size):
-    layers, d, heads, billions = PAPER[size]
-    queries, ff, vocab = heads * 256, 4 * d, 256_000
-    formula = layers * (2 * d * queries + 2 * d * 256 + 3 * d * ff + d) + vocab * d + d
-    assert num_params(palm(size)) == formula
-    assert f"{formula / 1e9:.3f}" == f"{billions:.3f}"
+def golden_file(name: str) -> Path:
+    return GOLDEN / f"{name.replace('/', '_')}.json"
 
 
-@pytest.mark.parametrize("size", PAPER)
-def test_inventory_is_as_it_was(size):
+@pytest.mark.parametrize("name", NAMES)
+def test_inventory_is_as_it_was(name):
     """Most silent changes of a model show here. Where one is meant, run WRITE above and read the difference."""
-    assert golden(palm(size)) == (GOLDEN / f"palm_{size}.json").read_text(), f"if this is meant: {WRITE}"
+    assert golden(model_of(name)) == golden_file(name).read_text(), f"if this is meant: {WRITE}"
 
 
-def test_inventory_as_text():
-    model = palm("8b")
+def test_no_golden_file_is_left_over():
+    assert sorted(GOLDEN.glob("*.json")) == sorted(golden_file(name) for name in NAMES)
+
+
+@pytest.mark.parametrize(("name", "further"), [("palm/8b", 1), ("glam/8b_64e", 2)])
+def test_inventory_as_text(name, further):
+    """A heading, a row for each array, the total and, where it is another number, what is active."""
+    model = model_of(name)
     lines = as_text(model).splitlines()
-    assert len(lines) == len(inventory(model)) + 2
-    assert lines[0].split() == ["path", "shape", "spec", "init", "std", "count"]
-    assert lines[-1].split() == ["total", "8,632,012,800"]
-    (table,) = [line for line in lines if line.startswith("embedding/table")]
-    assert table.split() == ["embedding/table", "(256000,", "4096)", "P('tensor',", "'data')", "1", "1,048,576,000"]
+    assert len(lines) == 1 + len(inventory(model)) + further
+    counts = (num_params(model), num_active_params(model))
+    for line, count in zip(lines[-further:], counts[:further], strict=True):
+        assert f"{count:,}" in line
 
 
-def program(layers: int, remat: str) -> str:
-    """A whole update, lowered: what the compiler is given."""
-    sizes = {"embed_dim": 64, "num_heads": 4, "head_dim": 16, "mlp_dim": 256, "vocab_size": 512}
-    config = ModelConfig(num_layers=layers, remat=remat, **sizes)
-    model = Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig(data=2, tensor=4), 8)))
-    schedule = make_schedule(OptimizerConfig(), 10)
+def program(num_layers: int, remat: str) -> str:
+    """What XLA is given of a whole training step."""
+    config = presets.palm(
+        num_layers=num_layers, embed_dim=64, num_heads=2, head_dim=32, mlp_dim=256, vocab_size=512, remat=remat
+    )
+    model = Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig(data=1))))
+    schedule = make_schedule(OptimizerConfig(), 1)
     optimizer = make_optimizer(OptimizerConfig(), schedule, model)
-    step = make_step(model, optimizer, schedule, TrainConfig(num_steps=10))
-    tokens = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=model.rules("batch", "length"))
-    return jax.jit(step).trace(abstract_state(model, optimizer), tokens).lower(lowering_platforms=("cpu",)).as_text()
+    tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32, sharding=model.rules("batch", "length"))
+    step = make_step(model, optimizer, schedule, TrainConfig(num_steps=1))
+    traced = jax.jit(step).trace(abstract_state(model, optimizer), Batch(tokens, tokens))
+    return traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
 @pytest.mark.parametrize("remat", ["none", "block"])
@@ -82,5 +87,7 @@ def test_program_does_not_grow_with_depth(remat):
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
-    for name in PAPER:
-        (GOLDEN / f"palm_{name}.json").write_text(golden(palm(name)))
+    for path in GOLDEN.glob("*.json"):
+        path.unlink()
+    for name in NAMES:
+        golden_file(name).write_text(golden(model_of(name)))

@@ -9,6 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from pathways_lm.config import TrainConfig
+from pathways_lm.data.objectives import causal
+from pathways_lm.models.batch import Batch
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.step import gradient_sums
 
@@ -28,10 +30,12 @@ def test_bf16_gradients_are_fp32_and_near(make, draw):
     model = make()
     params = draw(model)
     tokens = np.random.default_rng(0).integers(1, 264, (8, 12), dtype=np.int32)
-    tokens = jax.device_put(tokens, model.rules("batch", "length"))
+    tokens = jax.device_put(causal(tokens, 7), model.rules("batch", "length"))
     results = {}
     for name in ("fp32", "bf16"):
-        results[name] = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1, precision=name)))(params, tokens)
+        results[name] = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1, precision=name)))(
+            params, tokens, None
+        )
     exact, rough = results["fp32"], results["bf16"]
     assert {leaf.dtype for leaf in jax.tree.leaves(rough)} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(rough[1].nll, exact[1].nll, rtol=1e-2)
@@ -44,7 +48,9 @@ def test_bf16_products_and_fp32_softmax(make, draw):
     """Read in the traced program: every product of matrices takes bf16, every exponential fp32."""
     model = make()
     tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32, sharding=model.rules("batch", "length"))
-    forward = jax.jit(lambda params, tokens: model.bind(POLICIES["bf16"].cast(params))(tokens))
+    forward = jax.jit(
+        lambda params, tokens: model.bind(POLICIES["bf16"].cast(params))(Batch(tokens, tokens)).logits_BLV
+    )
     found = {"dot_general": set(), "exp": set(), "rsqrt": set(), "cos": set()}
 
     def walk(jaxpr):

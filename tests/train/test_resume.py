@@ -9,6 +9,7 @@ import pytest
 
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import OptimizerConfig, TrainConfig
+from pathways_lm.data.objectives import causal
 from pathways_lm.train.log import Silence
 from pathways_lm.train.loop import Hooks, Workload, run
 from pathways_lm.train.optimizer import make_optimizer
@@ -17,6 +18,7 @@ from pathways_lm.train.state import abstract_state, from_items, initial_state, t
 from pathways_lm.train.step import compile_step, make_step
 
 ROWS, LENGTH, STEPS = 16, 10, 9
+END = 7
 
 
 class Rows(Silence):
@@ -32,7 +34,7 @@ class Rows(Silence):
 def batches(first: int, sharding):
     for step in itertools.count(first):
         tokens = np.random.default_rng(step).integers(0, 264, (ROWS, LENGTH), dtype=np.int32)
-        yield jax.device_put(tokens, sharding)
+        yield jax.device_put(causal(tokens, END), sharding)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,12 @@ def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, layout):
     config = TrainConfig(num_steps=STEPS, log_every=1, eval_every=100, checkpoint_every=4, microbatches=2)
     schedule = make_schedule(optimizer, STEPS)
     transformation = make_optimizer(optimizer, schedule, model)
-    step = compile_step(make_step(model, transformation, schedule, config), model, transformation, (ROWS, LENGTH))
+    step = compile_step(
+        make_step(model, transformation, schedule, config),
+        model,
+        transformation,
+        causal(np.zeros((ROWS, LENGTH), np.int32), END),
+    )
     hooks = Hooks(lambda params: {}, lambda params, rng, step: ("", ""), {})
     workload = Workload(tokens_per_step=ROWS * LENGTH, flops_per_token=1.0, peak_flops=None)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import OptimizerConfig, TrainConfig
-from pathways_lm.train.losses import next_token_sums
+from pathways_lm.data.objectives import causal
+from pathways_lm.train.losses import loss_sums
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import make_schedule
@@ -16,6 +17,11 @@ from pathways_lm.train.step import compile_step, make_step
 OPTIMIZER = OptimizerConfig(schedule="cosine", learning_rate=1e-2, hold_steps=10)
 TRAIN = TrainConfig(num_steps=40, precision="bf16", microbatches=2)
 
+# Rows of the numbers 1 to 12, the first padded; 6 ends a document.
+END = 6
+ROWS = np.tile(np.arange(1, 13, dtype=np.int32), (8, 1))
+ROWS[0, 4:] = 0
+
 
 @pytest.fixture(scope="module")
 def parts(make):
@@ -23,7 +29,11 @@ def parts(make):
     model = make("palm_2d", 2, 4)
     schedule = make_schedule(OPTIMIZER, TRAIN.num_steps)
     optimizer = make_optimizer(OPTIMIZER, schedule, model)
-    return model, optimizer, compile_step(make_step(model, optimizer, schedule, TRAIN), model, optimizer, (8, 12))
+    return (
+        model,
+        optimizer,
+        compile_step(make_step(model, optimizer, schedule, TRAIN), model, optimizer, causal(ROWS, END)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +49,7 @@ def place(parts, start):
 
 
 def tokens(model):
-    rows = np.tile(np.arange(1, 13, dtype=np.int32), (8, 1))
-    rows[0, 4:] = 0
-    return jax.device_put(rows, model.rules("batch", "length"))
+    return jax.device_put(causal(ROWS, END), model.rules("batch", "length"))
 
 
 def test_first_state(parts, start):
@@ -62,7 +70,7 @@ def test_moments_lie_as_parameters(parts):
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(abstract.params)]
     moments = [leaf.sharding.spec for leaf in jax.tree.leaves(abstract.optimizer) if leaf.shape]
     assert moments == specs + specs
-    assert specs[0] == jax.sharding.PartitionSpec(None, "data", None)
+    assert specs[0] == jax.sharding.PartitionSpec(None, "data", None, None)
 
 
 def test_old_state_is_given_away(parts, start):
@@ -71,7 +79,7 @@ def test_old_state_is_given_away(parts, start):
     batch = tokens(model)
     new, _ = step(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params) + jax.tree.leaves(state.optimizer))
-    assert not batch.is_deleted()
+    assert not batch.tokens.is_deleted()
     assert shardings(new) == shardings(place(parts, start))
     assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype(jnp.float32)}
 
@@ -85,7 +93,7 @@ def test_same_step_same_bits(parts, start):
 def test_metrics(parts, start):
     model, _, step = parts
     new, metrics = jax.device_get(step(place(parts, start), tokens(model)))
-    forward = jax.jit(lambda params, tokens: next_token_sums(model, POLICIES["bf16"], params, tokens))
+    forward = jax.jit(lambda params, tokens: loss_sums(model, POLICIES["bf16"], params, tokens))
     sums = jax.device_get(forward(place(parts, start).params, tokens(model)))
     assert metrics["batch_tokens"] == 7 * 12 + 4
     np.testing.assert_allclose(metrics["loss"], sums.nll / 88, rtol=1e-4)

@@ -1,0 +1,21 @@
+"""GLaM 0.1B: pathways-lm train configs/glam/0_1b.py
+
+Reproduces: GLaM 0.1B (arXiv:2112.06905, table 4): 130 M; a million tokens a batch of length 1,024.
+Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
+"""
+
+from pathways_lm.config import DataConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from pathways_lm.models.presets import glam
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="glam-0-1b",
+        model=glam(12, num_layers=12, embed_dim=768, mlp_dim=3072, head_dim=64),
+        mesh=MeshConfig(data=-1, rules="palm_2d"),
+        data=DataConfig(sequence_length=1024, batch_size=1024),
+        optimizer=OptimizerConfig(
+            name="adafactor", beta1=0.0, weight_decay=0.0, schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000
+        ),
+        train=TrainConfig(num_steps=570_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
+    )

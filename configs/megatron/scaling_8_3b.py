@@ -1,0 +1,21 @@
+"""Megatron-LM's scaling study at 8.3B: pathways-lm train configs/megatron/scaling_8_3b.py
+
+Reproduces: the model of 8.3B (arXiv:1909.08053, table 1), heads of 96, 8-way tensor parallel.
+Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
+"""
+
+from pathways_lm.config import DataConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from pathways_lm.models.presets import megatron_gpt2
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="megatron-scaling-8-3b",
+        model=megatron_gpt2(72, 3072, 32, remat="block"),
+        mesh=MeshConfig(data=-1, tensor=8, rules="tensor_parallel"),
+        data=DataConfig(sequence_length=1024, batch_size=512),
+        optimizer=OptimizerConfig(
+            name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, beta2=0.999, weight_decay=0.01
+        ),
+        train=TrainConfig(num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
+    )

@@ -1,0 +1,21 @@
+"""A small Megatron-Turing NLG: pathways-lm train configs/mt_nlg/tiny.py
+
+Reproduces: MT-NLG's form (arXiv:2201.11990): GPT-2 with narrower draws, no dropout, at a size that two CPU cores train
+in minutes, on the text that comes with Python.
+"""
+
+from pathways_lm.config import DataConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from pathways_lm.models.presets import megatron_turing
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="mt-nlg-tiny",
+        model=megatron_turing(4, 128, 4, vocab_size=4096, max_length=128, unroll=4),
+        mesh=MeshConfig(data=-1, rules="tensor_parallel"),
+        data=DataConfig(mixture="python_text", sequence_length=128, batch_size=16),
+        optimizer=OptimizerConfig(
+            name="adamw", schedule="cosine", learning_rate=2e-3, hold_steps=40, beta2=0.95, weight_decay=0.1
+        ),
+        train=TrainConfig(num_steps=400, precision="fp32", eval_every=100, checkpoint_every=200),
+    )

@@ -1,0 +1,194 @@
+"""Tokens to their experts and back: three ways to one result.
+
+`einsum` multiplies with one-hot masks and leaves the exchange to the partitioner: the reference. `all_to_all` puts
+tokens into their places by index and exchanges them itself. `dropless` sorts tokens by expert and has no places at all.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import reshard
+
+from pathways_lm.layers.moe.router import Routing
+from pathways_lm.sharding import Rules
+
+
+class Experts(NamedTuple):
+    """The kernels of all experts in the type of the arithmetic, whole along the model dimension."""
+
+    gate_EDF: Array | None
+    up_EDF: Array
+    down_EFD: Array
+
+
+class Body(NamedTuple):
+    """What an expert does between its kernels."""
+
+    activation: Callable[[Array], Array]
+    rate: float
+    """Of dropout of the hidden units."""
+
+    def hidden(self, up: Array, gate: Array | None, keep: Array | None) -> Array:
+        """Applies the activation and, where there is a mask, dropout."""
+        hidden = self.activation(up) if gate is None else self.activation(gate) * up
+        return hidden if keep is None else jnp.where(keep, hidden / (1 - self.rate), 0).astype(hidden.dtype)
+
+
+Dispatch = Callable[[Array, Routing, Experts, Body, int, Array | None, Rules], Array]
+"""x_GSD cut as the batch, routing, kernels, body, places, key of the dropout, rules -> y_GSD cut as the batch."""
+
+
+def by_einsum(
+    x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
+) -> Array:
+    """GShard's products (arXiv:2006.16668, algorithm 2): GSEC x GSD -> EGCD, experts, GSEC x EGCD -> GSD."""
+    E = experts.up_EDF.shape[0]
+    cut = rules("batch", None, None, None)
+    expert_GSKE = jax.nn.one_hot(routing.experts_GSK, E, dtype=jnp.float32) * routing.kept_GSK[..., None]
+    slot_GSKC = jax.nn.one_hot(routing.slots_GSK, places, dtype=jnp.float32)
+    dispatch = jnp.einsum("gske,gskc->gsec", expert_GSKE, slot_GSKC, out_sharding=cut)
+    weighted_GSKE = expert_GSKE * routing.gates_GSK[..., None]
+    combine = jnp.einsum("gske,gskc->gsec", weighted_GSKE, slot_GSKC, out_sharding=cut)
+    # Masks in the type of the arithmetic, before anything is exchanged (Switch section 2.4, selective precision).
+    dispatch, combine = dispatch.astype(x_GSD.dtype), combine.astype(x_GSD.dtype)
+    sent_GECD = jnp.einsum("gsec,gsd->gecd", dispatch, x_GSD, out_sharding=cut)
+    sent_GECD = reshard(sent_GECD, rules("group", "expert", None, None))
+    hidden_cut = rules("group", "expert", None, "mlp")
+
+    def into(kernel_EDF: Array) -> Array:
+        return jnp.einsum("gecd,edf->gecf", sent_GECD, kernel_EDF, out_sharding=hidden_cut)
+
+    gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
+    keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
+    hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep)
+    back = rules("group", "expert", None, None)
+    y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD, out_sharding=back)
+    return jnp.einsum("gsec,gecd->gsd", combine, reshard(y_GECD, cut), out_sharding=rules("batch", None, None))
+
+
+def by_all_to_all(
+    x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
+) -> Array:
+    """Each device puts its tokens into places, all exchange them for those of their own experts, and back."""
+    E = experts.up_EDF.shape[0]
+    axes, cut_hidden = rules.axes("expert"), rules.axes("mlp")
+    keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
+
+    def local(x_GSD: Array, routing: Routing, experts: Experts, keep_GECF: Array | None) -> Array:
+        G, _, D = x_GSD.shape
+        groups_GSK = jnp.broadcast_to(jnp.arange(G)[:, None, None], routing.slots_GSK.shape)
+        # What found no place is sent to one that does not exist.
+        slots_GSK = jnp.where(routing.kept_GSK, routing.slots_GSK, places)
+        at = (groups_GSK, routing.experts_GSK, slots_GSK)
+        x_GSKD = jnp.broadcast_to(x_GSD[:, :, None], (*slots_GSK.shape, D))
+        sent_GECD = jnp.zeros((G, E, places, D), x_GSD.dtype).at[at].set(x_GSKD, mode="drop")
+        for axis in axes:
+            sent_GECD = jax.lax.all_to_all(sent_GECD, axis, split_axis=1, concat_axis=0, tiled=True)
+
+        def into(kernel_EDF: Array) -> Array:
+            return jnp.einsum("gecd,edf->gecf", sent_GECD, kernel_EDF)
+
+        gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
+        hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep_GECF)
+        y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD)
+        for axis in reversed(axes):
+            y_GECD = jax.lax.all_to_all(y_GECD, axis, split_axis=0, concat_axis=1, tiled=True)
+        gates_GSK = jnp.where(routing.kept_GSK, routing.gates_GSK, 0).astype(y_GECD.dtype)
+        y_GSKD = y_GECD.at[at].get(mode="fill", fill_value=0)
+        y_GSD = jnp.einsum("gsk,gskd->gsd", gates_GSK, y_GSKD)
+        return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
+
+    return _on_each_device(local, rules, rules("group", "expert", None, "mlp"))(x_GSD, routing, experts, keep)
+
+
+def dropless(
+    x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
+) -> Array:
+    """Every wanted choice is served: tokens sorted by expert, one ragged product (MegaBlocks, arXiv:2211.15841).
+
+    Devices along the experts' axes see each other's tokens, serve those of their own experts, and add up.
+    """
+    del places
+    axes, cut_hidden = rules.axes("expert"), rules.axes("mlp")
+    hidden_shape = (*routing.experts_GSK.shape, experts.up_EDF.shape[2])
+    keep = None
+    if key is not None and body.rate:
+        cut = rules("batch", None, None, "mlp")
+        keep = jax.random.bernoulli(key, 1 - body.rate, hidden_shape, out_sharding=cut)
+
+    def local(x_GSD: Array, routing: Routing, experts: Experts, keep_GSKF: Array | None) -> Array:
+        E = experts.up_EDF.shape[0]
+        first = _index(axes) * E
+        for axis in reversed(axes):
+            gather = partial(jax.lax.all_gather, axis_name=axis, axis=0, tiled=True)
+            x_GSD, routing, keep_GSKF = jax.tree.map(gather, (x_GSD, routing, keep_GSKF))
+        G, S, K = routing.experts_GSK.shape
+        own = routing.experts_GSK - first
+        served = routing.wanted_GSK & (own >= 0) & (own < E)
+        # Those of other devices come last, behind the end of the last own expert.
+        expert_of = jnp.where(served, own, E).reshape(G * S * K)
+        order = jnp.argsort(expert_of, stable=True)
+        sizes_E = jnp.sum(expert_of[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
+        rows = x_GSD.reshape(G * S, -1)[order // K]
+
+        def product(left: Array, kernels: Array) -> Array:
+            wide = jax.lax.ragged_dot(left, kernels, sizes_E, preferred_element_type=jnp.float32)
+            return wide.astype(left.dtype)
+
+        gate = None if experts.gate_EDF is None else product(rows, experts.gate_EDF)
+        keep_rows = None if keep_GSKF is None else keep_GSKF.reshape(G * S * K, -1)[order]
+        hidden = body.hidden(product(rows, experts.up_EDF), gate, keep_rows)
+        gates = jnp.where(served, routing.gates_GSK, 0).reshape(G * S * K)[order]
+        y = product(hidden, experts.down_EFD) * gates[:, None].astype(rows.dtype)
+        y_GSD = jnp.zeros((G * S, y.shape[-1]), y.dtype).at[order // K].add(y).reshape(G, S, -1)
+        for axis in axes:
+            y_GSD = jax.lax.psum_scatter(y_GSD, axis, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
+
+    return _on_each_device(local, rules, rules("batch", None, None, "mlp"))(x_GSD, routing, experts, keep)
+
+
+DISPATCHES: Mapping[str, Dispatch] = {"einsum": by_einsum, "all_to_all": by_all_to_all, "dropless": dropless}
+
+
+def _keep(key: Array | None, rate: float, shape: tuple[int, ...], rules: Rules) -> Array | None:
+    """The dropout mask of all hidden units in their places, drawn as one array: the same on every mesh."""
+    if key is None or rate == 0:
+        return None
+    return jax.random.bernoulli(key, 1 - rate, shape, out_sharding=rules("group", "expert", None, "mlp"))
+
+
+def _on_each_device(
+    local: Callable[..., Array], rules: Rules, keep_cut: jax.sharding.NamedSharding
+) -> Callable[..., Array]:
+    """`local` on every device's own part of tokens and experts."""
+    whole = rules("batch", None, None).spec
+    kernels = Experts(
+        gate_EDF=rules("expert", None, "mlp").spec,  # type: ignore[arg-type]
+        up_EDF=rules("expert", None, "mlp").spec,  # type: ignore[arg-type]
+        down_EFD=rules("expert", "mlp", None).spec,  # type: ignore[arg-type]
+    )
+
+    def call(x_GSD: Array, routing: Routing, experts: Experts, keep: Array | None) -> Array:
+        specs = (
+            whole,
+            jax.tree.map(lambda _: whole, routing),
+            kernels._replace(gate_EDF=None) if experts.gate_EDF is None else kernels,
+            None if keep is None else keep_cut.spec,
+        )
+        mapped = jax.shard_map(local, mesh=rules.mesh, in_specs=specs, out_specs=whole)
+        return mapped(x_GSD, routing, experts, keep)
+
+    return call
+
+
+def _index(axes: tuple[str, ...]) -> Array | int:
+    """This device's number along the axes."""
+    index: Array | int = 0
+    for axis in axes:
+        index = index * jax.lax.axis_size(axis) + jax.lax.axis_index(axis)
+    return index

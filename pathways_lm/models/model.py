@@ -1,0 +1,47 @@
+"""A model's layout apart from its parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from pathways_lm.config import ModelConfig
+from pathways_lm.models.transformer import SHAPES
+from pathways_lm.sharding import Rules, on_mesh
+
+Params = dict[str, Any]
+
+
+class Model:
+    """One of the shapes on a mesh, apart from its parameters, which are plain dictionaries of arrays."""
+
+    def __init__(self, config: ModelConfig, rules: Rules):
+        self.config = config
+        self.rules = rules
+        graphdefs = []
+
+        def build(seed: Array) -> nnx.State:
+            module = SHAPES[config.shape](config, nnx.Rngs(params=jax.random.key(seed)), rules)
+            graphdef, state = nnx.split(module, nnx.Param)
+            graphdefs.append(graphdef)
+            return state
+
+        self._build = build
+        seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=rules())
+        self.variables = jax.eval_shape(build, seed)
+        self.graphdef = graphdefs[0]
+        traced = nnx.to_pure_dict(self.variables)
+        self.abstract: Params = jax.tree.map(lambda leaf: on_mesh(leaf, rules.mesh), traced)
+
+    def initialise(self, seed: int) -> Params:
+        """Parameters drawn from `seed`: the same numbers on every mesh."""
+        assert isinstance(self.rules.mesh, Mesh)
+        on_mesh = jax.device_put(jnp.uint32(seed), self.rules())
+        return jax.jit(lambda seed: nnx.to_pure_dict(self._build(seed)))(on_mesh)
+
+    def bind(self, params: Params) -> Any:
+        """The module with these parameters, to be called inside a jitted function."""
+        return nnx.merge(self.graphdef, nnx.State(params))

@@ -1,0 +1,159 @@
+"""A stack of blocks: the decoder of a language model, or the encoder or decoder of a pair."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import reshard
+
+from pathways_lm.config import ModelConfig
+from pathways_lm.layers.attention import KeyValue, Sight
+from pathways_lm.layers.mask import Places, visible
+from pathways_lm.layers.norm import Norm
+from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
+from pathways_lm.layers.stack import Stack
+from pathways_lm.models.block import Block, Out, Own, Scene
+from pathways_lm.sharding import Rules
+
+
+class Pattern(nnx.Module):
+    """The `every` layers that repeat in a tower with experts: one of them sparse, the others dense."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules, cross: bool):
+        self.every = config.moe.every
+        sparse = config.moe.offset % self.every
+        for index in range(self.every):
+            setattr(self, f"block_{index}", Block(config, rngs, rules, cross, sparse=index == sparse))
+
+    def __call__(self, x_BLD: Array, scene: Scene, owns: Own) -> tuple[Array, tuple[Out, ...]]:
+        """Applies the blocks. `owns` has a leading dimension of `every`."""
+        outs = []
+        for index in range(self.every):
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], owns)
+            x_BLD, out = getattr(self, f"block_{index}")(x_BLD, scene, own)
+            outs.append(out)
+        return x_BLD, tuple(outs)
+
+
+class Tower(nnx.Module):
+    """Blocks, and the norm at their end where the blocks have theirs in front.
+
+    Args:
+      causal: tokens see what stands before them only.
+      cross: blocks look at an encoder's output, too.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_layers: int, rngs: nnx.Rngs, rules: Rules, causal: bool, cross: bool = False
+    ):
+        self.patterned = config.moe.num_experts > 0 and config.moe.every > 1
+        self.every = config.moe.every if self.patterned else 1
+
+        def build(rngs: nnx.Rngs) -> nnx.Module:
+            if self.patterned:
+                return Pattern(config, rngs, rules, cross)
+            return Block(config, rngs, rules, cross, sparse=config.moe.num_experts > 0)
+
+        repeats = num_layers // self.every
+        recompute = config.remat == "block"
+        self.blocks = Stack(build, repeats, rngs, recompute, unroll=min(config.unroll, repeats))
+        if config.block != "post_norm":
+            self.norm = Norm(config, rules)
+        if config.positions == "relative":
+            self.relative_bias = RelativeBias(config, rngs, rules)
+        self.num_layers = num_layers
+        self.causal = causal
+        self.config = config
+        self.rules = rules
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        queries: Places,
+        keys: Places,
+        memory: tuple[Array, Places] | None = None,
+        cached: KeyValue | None = None,
+        key: Array | None = None,
+        show: bool = False,
+    ) -> tuple[Array, Out]:
+        """Applies all blocks.
+
+        Args:
+          x_BTD: embeddings, cut as the residual stream.
+          queries, keys: places of the input, and of the cached positions followed by the input.
+          memory: an encoder's output and places.
+          cached: keys and values of every layer, each [layers, B, S, K, H].
+          key: for dropout and routers; None in evaluation.
+          show: also give attention weights and gates.
+
+        Returns:
+          The last block's output, normalised, and what the blocks tell: each array has a leading dimension of layers,
+          routing of MoE layers only.
+        """
+        scene = self._scene(queries, keys, memory, show)
+        x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._per_block(cached, key))
+        if self.config.block != "post_norm":
+            x_BTD = self.norm(x_BTD)
+        return x_BTD, self._by_layer(outs)
+
+    def _scene(self, queries: Places, keys: Places, memory: tuple[Array, Places] | None, show: bool) -> Scene:
+        config = self.config
+        angles = bias_BTSN = buckets_BTS = None
+        if config.positions == "rotary":
+            angles = rotary_angles(queries.positions_BL, config.head_dim, config.rope_base)
+        if config.positions in ("relative", "relative_per_layer"):
+            at_BT, at_BS = _distances(queries), _distances(keys)
+            buckets, distance = config.relative_buckets, config.relative_max_distance
+            buckets_BTS = relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
+        if config.positions == "relative":
+            assert buckets_BTS is not None
+            bias_BTSN, buckets_BTS = self.relative_bias(buckets_BTS), None
+        sight = Sight(visible(queries, keys, self.causal), angles, bias_BTSN)
+        memory_BSD = memory_mask_BTS = None
+        if memory is not None:
+            memory_BSD = reshard(memory[0], self.rules("batch", "length", None))
+            memory_mask_BTS = visible(queries, memory[1], causal=False)
+        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_mask_BTS, show)
+
+    def _per_block(self, cached: KeyValue | None, key: Array | None) -> Any:
+        keys = None if key is None else jax.random.split(key, self.num_layers)
+        own = Own(cached, keys)
+        if not self.patterned:
+            return own
+        return jax.tree.map(self._fold, own)
+
+    def _fold(self, leaf: Array) -> Array:
+        """[layers, ...] to [repeats, every, ...]"""
+        return jnp.reshape(leaf, (self.num_layers // self.every, self.every, *leaf.shape[1:]))
+
+    def _by_layer(self, outs: Any) -> Out:
+        """What every layer tells, in their order."""
+        if not self.patterned:
+            return outs
+        merged = {}
+        for name in Out._fields:
+            parts = [getattr(out, name) for out in outs if getattr(out, name) is not None]
+            if not parts:
+                continue
+            count = len(parts)
+
+            def interleave(*leaves: Array, count: int = count) -> Array:
+                return jnp.reshape(jnp.stack(leaves, axis=1), (leaves[0].shape[0] * count, *leaves[0].shape[1:]))
+
+            merged[name] = jax.tree.map(interleave, *parts)
+        return Out(**merged)
+
+
+def _distances(places: Places) -> Array:
+    """Positions whose differences are those within a document, one row for all sequences where that is so."""
+    if places.segments_BL is None:
+        return places.positions_BL
+    return jnp.arange(places.positions_BL.shape[1], dtype=jnp.int32)[None]
+
+
+def _valid(places: Places) -> Array | None:
+    if places.segments_BL is not None:
+        return places.segments_BL > 0
+    return places.positions_BL >= 0 if places.positions_BL.shape[0] > 1 else None
