@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a run on its validation text",
     "report": "write report.html in a run folder",
     "config": "print the resolved experiment of a config",
+    "convert": "bring a published checkpoint into a run folder, or a run folder into one",
 }
 
 
@@ -61,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     parsers["report"].add_argument("run", metavar="RUN", help="run folder")
     _add_config(parsers["config"])
     parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")
+
+    convert = parsers["convert"]
+    convert.add_argument("source", metavar="FROM", help="a folder of Hugging Face with safetensors, or a run folder")
+    convert.add_argument("target", metavar="TO", help="the folder to write; must not be there")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of what is exported")
+    convert.add_argument(
+        "--pad-vocab", type=int, default=1, metavar="N", help="import: fill rows up to a multiple of N"
+    )
+    convert.add_argument("--vocab-rows", type=int, metavar="N", help="export: write so many rows of the vocabulary")
     return parser
 
 
