@@ -24,7 +24,7 @@ STOREYS = [
     {"layers"},
     {"models"},
     {"data", "train", "checkpoint", "decode"},
-    {"evaluate", "report"},
+    {"evaluate", "report", "convert"},
     {"configure"},
     {"cli"},
     {"__main__"},

@@ -1,8 +1,7 @@
 """Safetensors files, one tensor at a time.
 
-The format (github.com/huggingface/safetensors): eight bytes with the header's length, the header as JSON, name ->
-dtype, shape and offsets, then the numbers. Reading maps the file into memory, writing appends: neither holds more than
-a tensor.
+The library reads so. It writes whole files from memory only, so writing is done here: eight bytes with the header's
+length, the header as JSON (name -> dtype, shape and offsets), then the numbers of one tensor after the other.
 """
 
 import json
@@ -13,19 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from pathways_lm.errors import CheckpointError
 
-DTYPES: dict[str, np.dtype] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F64": np.dtype(np.float64),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+CODES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
 INDEX = "model.safetensors.index.json"
 
 
@@ -36,24 +27,23 @@ class Reader:
     """
 
     def __init__(self, folder: Path):
-        self._where: dict[str, tuple[Path, dict[str, Any], int]] = {}
+        self._files: dict[str, Any] = {}
         for file in _files(folder):
-            header, start = _header(file)
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    self._where[name] = (file, entry, start)
+            try:
+                opened = safe_open(file, "numpy")
+                self._files.update(dict.fromkeys(opened.keys(), opened))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"'{file}' is no whole safetensors file: {error}") from None
 
     def names(self) -> set[str]:
-        return set(self._where)
+        return set(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name][1]["shape"])
+        return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a view of its file."""
-        file, entry, start = self._where[name]
-        dtype = DTYPES[entry["dtype"]]
-        return np.memmap(file, dtype, "r", start + entry["data_offsets"][0], tuple(entry["shape"]) or (1,))
+        """One tensor, read now."""
+        return self._files[name].get_tensor(name)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -72,27 +62,6 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the numbers begin."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if 8 + length > size:
-                raise ValueError("its header is cut short")
-            header = json.loads(opened.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        unknown = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} - set(DTYPES)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{file}' is no whole safetensors file: {error}") from None
-    if unknown:
-        raise CheckpointError(f"'{file}' holds numbers of an unknown type: {', '.join(sorted(unknown))}")
-    needed = 8 + length + max(ends, default=0)
-    if size < needed:
-        raise CheckpointError(f"'{file}' is cut short: {size:,} bytes of {needed:,}")
-    return header, 8 + length
-
-
 def write(
     folder: Path, tensors: dict[str, tuple[int, ...]], dtype: np.dtype, values: Iterator[np.ndarray], shard_bytes: int
 ) -> None:
@@ -100,7 +69,6 @@ def write(
 
     Several files with an index where there are more than `shard_bytes`.
     """
-    code = next(name for name, known in DTYPES.items() if known == dtype)
     shards: list[list[str]] = [[]]
     filled = 0
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in tensors.items()}
@@ -118,7 +86,7 @@ def write(
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name in names:
-            header[name] = {"dtype": code, "shape": list(tensors[name]), "data_offsets": [at, at + sizes[name]]}
+            header[name] = {"dtype": CODES[dtype], "shape": list(tensors[name]), "data_offsets": [at, at + sizes[name]]}
             at += sizes[name]
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
