@@ -79,7 +79,7 @@ class MoEConfig(_Checked):
     eval_capacity_factor: float = _bounded(2.0, above=0)
     min_capacity: int = _bounded(4, at_least=1)
     group_tokens: int = _bounded(0, at_least=0)
-    """Tokens that compete for places, whatever the number of devices; 0 takes each sequence as a group."""
+    """Tokens that compete for places, at most, whatever the number of devices; 0 takes each sequence as a group."""
     renormalise: bool = True
     """Divide the gates of a token's experts by their sum. Switch does not."""
     second_expert: str = _bounded("all", one_of=("all", "random", "threshold"))

@@ -76,16 +76,22 @@ class MoE(nnx.Module):
         return reshard(y_BLD, rules("batch", "length", "residual")), sums, gates_BLE
 
     def _groups(self, B: int, L: int, training: bool) -> tuple[int, int]:
-        """How many groups, of how many tokens. In evaluation lengths vary: what does not fit is a group a sequence."""
-        size = self.config.group_tokens or L
-        parts = self.rules.parts("batch")
-        whole = L % size == 0 or (size % L == 0 and B % (size // L) == 0 and B // (size // L) % parts == 0)
-        if whole:
-            return B * L // size, size
+        """How many groups, of how many tokens: as many whole sequences, or as long a part of one, as stay within the
+        bound and divide evenly. In evaluation, where batches may be small, a group is at most a sequence where the mesh
+        could not share them out otherwise.
+        """
+        bound = self.config.group_tokens or L
+        if bound < L:
+            size = _largest_divisor(L, bound)
+        else:
+            size = L * _largest_divisor(B, bound // L)
+        groups, parts = B * L // size, self.rules.parts("batch")
+        if groups % parts == 0:
+            return groups, size
         if training:
             raise ConfigError(
-                f"model.moe.group_tokens={size} does not fit {B} sequences of {L} tokens on {parts} parts of the mesh: "
-                f"it must divide {L}, or hold so many whole sequences that the groups divide into the parts"
+                f"model.moe.group_tokens={bound} makes {groups} groups of {B} sequences of {L} tokens, which {parts} "
+                f"parts of the mesh cannot share: at most {B // parts * L} tokens make groups enough"
             )
         return B, L
 
@@ -109,3 +115,7 @@ def _served(routing: Routing, num_experts: int) -> Array:
     """[G, S, E]"""
     one_hot_GSKE = jax.nn.one_hot(routing.experts_GSK, num_experts, dtype=jnp.float32)
     return jnp.sum(one_hot_GSKE * jnp.where(routing.kept_GSK, routing.gates_GSK, 0)[..., None], axis=2)
+
+
+def _largest_divisor(of: int, at_most: int) -> int:
+    return max(divisor for divisor in range(1, min(of, at_most) + 1) if of % divisor == 0)

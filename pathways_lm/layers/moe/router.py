@@ -81,6 +81,7 @@ def _experts_choose(probabilities_GSE: Array, valid_GS: Array, places: int) -> R
     """Every expert takes the tokens that are likeliest for it (Zhou et al., arXiv:2202.09368)."""
     likelihood_GSE = jnp.where(valid_GS[:, :, None], probabilities_GSE, -1.0)
     rank_GSE = jnp.argsort(jnp.argsort(-likelihood_GSE, axis=1, stable=True), axis=1).astype(jnp.int32)
-    experts_GSE = jnp.broadcast_to(jnp.arange(rank_GSE.shape[-1], dtype=jnp.int32), rank_GSE.shape)
+    cut = jax.typeof(probabilities_GSE).sharding
+    experts_GSE = jax.lax.broadcasted_iota(jnp.int32, rank_GSE.shape, 2, out_sharding=cut)
     kept_GSE = valid_GS[:, :, None] & (rank_GSE < places)
     return Routing(experts_GSE, rank_GSE, probabilities_GSE, kept_GSE, kept_GSE)

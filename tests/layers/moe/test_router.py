@@ -1,6 +1,7 @@
 """Assignment, places, drops, gates and losses against loops in numpy."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,32 +22,38 @@ SPEC.loader.exec_module(reference)
 
 @st.composite
 def cases(draw):
-    experts = draw(st.integers(1, 6))
+    # Few shapes, since each is compiled.
+    experts = draw(st.sampled_from([1, 3, 6]))
     config = MoEConfig(
         num_experts=experts,
-        top_k=draw(st.integers(1, experts)),
+        top_k=draw(st.integers(1, min(experts, 3))),
         router=draw(st.sampled_from(["top_k", "top_k", "top_k", "expert_choice"])),
         renormalise=draw(st.booleans()),
         capacity_factor=draw(st.sampled_from([0.1, 0.5, 1.0, 1.25, 2.0, 100.0])),
         min_capacity=draw(st.integers(1, 3)),
         balance=draw(st.sampled_from(["switch", "gshard"])),
     )
-    groups, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+    groups, tokens = 2, draw(st.sampled_from([1, 5, 12]))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     logits = random.normal(scale=draw(st.sampled_from([0.1, 1.0, 4.0])), size=(groups, tokens, experts))
     return config, logits.astype(np.float32), random.random((groups, tokens)) < draw(st.sampled_from([1.0, 0.7, 0.0]))
 
 
-@settings(max_examples=150, deadline=None)
+@partial(jax.jit, static_argnums=(0, 1))
+def tell(config, places, logits, valid):
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    routing = route(config, probabilities, valid, places, None)
+    return routing, router_sums(config, logits, probabilities, routing, valid)
+
+
+@settings(max_examples=100)
 @given(cases())
 def test_every_choice(case):
     config, logits, valid = case
     G, S, E = logits.shape
     places = capacity(config, S, training=True)
     assert places == reference.places_of(config.capacity_factor, E, S, config.min_capacity)
-    probabilities = jax.nn.softmax(jnp.asarray(logits), axis=-1)
-    routing = route(config, probabilities, jnp.asarray(valid), places, None)
-    sums = router_sums(config, jnp.asarray(logits), probabilities, routing, jnp.asarray(valid))
+    routing, sums = jax.device_get(tell(config, places, logits, valid))
     balance = z = entropy = dropped = 0.0
     load = np.zeros(E)
     for g in range(G):
