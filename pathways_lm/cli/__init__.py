@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a config, or go on where its run folder stands",
     "generate": "continue a prompt with a trained run",
     "evaluate": "score a run on its validation text",
+    "inspect": "show a prompt's attention and experts as a page",
     "report": "write report.html in a run folder",
     "config": "print the resolved experiment of a config",
     "convert": "bring a published checkpoint into a run folder, or a run folder into one",
@@ -59,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
 
     _add_run(parsers["evaluate"])
+    inspect = parsers["inspect"]
+    _add_run(inspect)
+    inspect.add_argument("--prompt", required=True, help="the text that is read")
+    inspect.add_argument("--answer", default="", help="of an encoder-decoder: what its decoder is given to write")
+    inspect.add_argument("--out", metavar="FILE", help="the page to write (default: inspect.html in the run folder)")
     parsers["report"].add_argument("run", metavar="RUN", help="run folder")
     _add_config(parsers["config"])
     parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")

@@ -1,6 +1,6 @@
 """`report.html`: a run on one page that needs no network and no script.
 
-Every text that comes from a run folder passes through `_text`, for samples are whatever the model says.
+Every text that comes from a run folder passes through `escaped`, for samples are whatever the model says.
 """
 
 import contextlib
@@ -34,38 +34,47 @@ def write_report(folder: str | Path) -> Path:
     """
     run = read_run(folder)
     path = run.folder / "report.html"
-    unfinished = run.folder / f".report.html.{os.getpid()}"
+    write_whole(path, page(run))
+    return path
+
+
+def write_whole(path: Path, page: str) -> None:
+    """Writes a page, whole or not at all. Raises CheckpointError where that cannot be."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # A lone surrogate is possible in JSON and impossible in UTF-8.
-        unfinished.write_bytes(page(run).encode("utf-8", errors="replace"))
+        unfinished.write_bytes(page.encode("utf-8", errors="replace"))
         unfinished.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
-    return path
 
 
 def page(run: Run) -> str:
     """The whole page."""
     sections = (_curves(run), _samples(run), _corpus(run), _parameters(run), _config(run), _events(run))
+    body = f"{_headline(run)}\n{''.join(sections)}<footer>{escaped(_footer(run))}</footer>\n"
+    return document(f"{run.name}: training report", run.name, _progress(run), body)
+
+
+def document(title: str, heading: str, subtitle: str, body: str) -> str:
+    """A page around `body`, which is HTML already."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(run.name)}: training report</title>
+<title>{escaped(title)}</title>
 <style>{CSS}</style>
 </head>
 <body>
 <main>
 <header>
-<h1>{_text(run.name)}</h1>
-<p>{_text(_progress(run))}</p>
+<h1>{escaped(heading)}</h1>
+<p>{escaped(subtitle)}</p>
 </header>
-{_headline(run)}
-{"".join(sections)}
-<footer>{_text(_footer(run))}</footer>
+{body}
 </main>
 </body>
 </html>
@@ -84,7 +93,7 @@ def _headline(run: Run) -> str:
     """The numbers to know, as cards; what the run has not told is left out."""
     cards = (_size(run), _steps(run), _tokens(run), _loss(run), _bits(run), _speed(run), _time(run), _device(run))
     items = [
-        f'<div class="card"><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
+        f'<div class="card"><dt>{escaped(label)}</dt><dd>{escaped(value)}<small>{escaped(note)}</small></dd></div>'
         for label, value, note in filter(None, cards)
     ]
     return f'<dl class="grid numbers">{"".join(items)}</dl>' if items else ""
@@ -171,7 +180,8 @@ def _device(run: Run) -> Card:
 
 def _curves(run: Run) -> str:
     figures = [
-        f'<figure class="card"><figcaption><h3>{_text(chart.title)}</h3><small>{_text(chart.unit)}</small></figcaption>'
+        f'<figure class="card"><figcaption><h3>{escaped(chart.title)}</h3>'
+        f"<small>{escaped(chart.unit)}</small></figcaption>"
         f"{chart.svg}</figure>"
         for chart in charts(run)
     ]
@@ -179,7 +189,7 @@ def _curves(run: Run) -> str:
     if run.yardsticks:
         told += " The compressors had the whole validation text at once and none of the training text."
     body = f'<p class="note">{told}</p><div class="grid curves">{"".join(figures)}</div>'
-    return _section("Curves", body if figures else '<p class="note">Nothing is logged yet.</p>')
+    return section("Curves", body if figures else '<p class="note">Nothing is logged yet.</p>')
 
 
 def _samples(run: Run) -> str:
@@ -190,9 +200,7 @@ def _samples(run: Run) -> str:
     earlier = (
         _folded(f"{len(folded)} earlier samples", f'<div class="inside">{"".join(folded)}</div>') if folded else ""
     )
-    return _section(
-        "Samples", "".join(shown) + earlier, "Newest first. The prompt is marked; the model wrote the rest."
-    )
+    return section("Samples", "".join(shown) + earlier, "Newest first. The prompt is marked; the model wrote the rest.")
 
 
 def _sample(row: Row, is_open: bool) -> str:
@@ -200,8 +208,8 @@ def _sample(row: Row, is_open: bool) -> str:
     preview = " ".join((prompt + text)[:200].split())
     return (
         f'<details class="card"{" open" if is_open else ""}>'
-        f"<summary><b>step {row['step']:,}</b><code>{_text(preview)}</code></summary>"
-        f'<pre><span class="prompt">{_text(prompt)}</span>{_text(text)}</pre></details>'
+        f"<summary><b>step {row['step']:,}</b><code>{escaped(preview)}</code></summary>"
+        f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(text)}</pre></details>'
     )
 
 
@@ -216,7 +224,7 @@ def _corpus(run: Run) -> str:
     if not rows:
         return ""
     heads = ("Task", "Split", "Documents", "Bytes", "Tokens", "Sequences", "Bytes per token")
-    return _section("Corpus", _card(_table(heads, rows, numbers=range(2, 7))))
+    return section("Corpus", _card(_table(heads, rows, numbers=range(2, 7))))
 
 
 def _parameters(run: Run) -> str:
@@ -230,7 +238,7 @@ def _parameters(run: Run) -> str:
     total = sum(row.get("count", 0) for row in run.parameters)
     heads = ("Path", "Shape", "Sharding", "Type", "Std at init", "Count")
     table = _table(heads, rows, numbers=(4, 5), total=["Total", None, None, None, None, total])
-    return _section("Parameters", _card(table))
+    return section("Parameters", _card(table))
 
 
 def _config(run: Run) -> str:
@@ -239,10 +247,10 @@ def _config(run: Run) -> str:
     sections = {name: value for name, value in run.config.items() if isinstance(value, dict)}
     for name, fields in {"experiment": plain, **sections}.items():
         rows = "".join(
-            f"<tr><td>{_text(key)}</td><td>{_text(_setting(value))}</td></tr>" for key, value in fields.items()
+            f"<tr><td>{escaped(key)}</td><td>{escaped(_setting(value))}</td></tr>" for key, value in fields.items()
         )
-        cards.append(f'<div class="card"><h3>{_text(name)}</h3><table class="mono">{rows}</table></div>')
-    return _section("Config", f'<div class="grid config">{"".join(cards)}</div>')
+        cards.append(f'<div class="card"><h3>{escaped(name)}</h3><table class="mono">{rows}</table></div>')
+    return section("Config", f'<div class="grid config">{"".join(cards)}</div>')
 
 
 def _events(run: Run) -> str:
@@ -254,7 +262,7 @@ def _events(run: Run) -> str:
     ]
     table = _table(("Time (UTC)", "Step", "What", "Detail"), rows, numbers=(1,), long=(3,))
     body = _card(table) if len(rows) <= _EVENTS_SHOWN else _folded(f"{len(rows)} events", table)
-    return _section("Events", body, "Newest first.")
+    return section("Events", body, "Newest first.")
 
 
 def _footer(run: Run) -> str:
@@ -267,7 +275,7 @@ def _footer(run: Run) -> str:
     return " · ".join(parts)
 
 
-def _section(title: str, body: str, note: str = "") -> str:
+def section(title: str, body: str, note: str = "") -> str:
     told = f'<p class="note">{note}</p>' if note else ""
     return f"<section><h2>{title}</h2>{told}{body}</section>\n"
 
@@ -291,7 +299,7 @@ def _table(
     classes = dict.fromkeys(numbers, ' class="number"') | dict.fromkeys(long, ' class="long"')
 
     def line(cells: Iterable[Any], tag: str) -> str:
-        marked = (f"<{tag}{classes.get(i, '')}>{_text(_cell(cell))}</{tag}>" for i, cell in enumerate(cells))
+        marked = (f"<{tag}{classes.get(i, '')}>{escaped(_cell(cell))}</{tag}>" for i, cell in enumerate(cells))
         return f"<tr>{''.join(marked)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
@@ -299,7 +307,7 @@ def _table(
     return f'<div class="scroll"><table><thead>{line(heads, "th")}</thead><tbody>{body}</tbody>{foot}</table></div>'
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
     """Text as HTML, safe in an element and in a quoted attribute."""
     return html.escape(value.translate(_CONTROL))
 

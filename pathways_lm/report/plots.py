@@ -53,7 +53,7 @@ def charts(run: Run) -> list[Chart]:
     """One chart for each quantity that the run has logged."""
     finished = []
     for recipe in _RECIPES:
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": recipe.title}):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": recipe.title}):
             figure = Figure(figsize=(4.4, 2.6), layout="constrained")
             if _draw(figure.subplots(), run, recipe):
                 finished.append(Chart(recipe.title, recipe.unit, _svg(figure)))
@@ -62,7 +62,7 @@ def charts(run: Run) -> list[Chart]:
 
 def save_picture(run: Run, path: str | Path) -> None:
     """Loss and bits per byte side by side on white, a PNG of 1200 x 450 pixels."""
-    with matplotlib.rc_context({**_STYLE, "font.size": 12}):
+    with matplotlib.rc_context({**STYLE, "font.size": 12}):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.05)
         figure = Figure(figsize=(12, 4.5), dpi=100, layout=layout, facecolor="white")
         for axes, recipe in zip(figure.subplots(1, 2), (_LOSS, _BITS), strict=True):
@@ -266,7 +266,7 @@ def _svg(figure: Figure) -> str:
     return f'<svg viewBox="{box}" xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">{rest}'
 
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,

@@ -71,6 +71,18 @@ tfoot td { border-top: 2px solid var(--edge); border-bottom: 0; font-weight: 600
 .config table { margin-top: 0.4rem; table-layout: auto; }
 .config td { padding: 0.22rem 0; overflow-wrap: anywhere; }
 .config td + td { color: var(--strong); text-align: right; padding-left: 1rem; }
+.layer { margin-bottom: 0.9rem; }
+.looks { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; margin-top: 0.5rem; }
+.mean { max-width: 100%; max-height: 26rem; border-radius: 4px; }
+.heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.7rem; flex: 1 1 18rem; }
+.heads figcaption { margin: 0.1rem 0 0; }
+.map { width: 100%; image-rendering: pixelated; border: 1px solid var(--edge); }
+.tokens { display: flex; flex-wrap: wrap; gap: 0.3rem; }
+.tokens span { padding: 0.05rem 0.35rem; border-radius: 4px; color: var(--strong); white-space: pre; }
+.tokens { font: 0.85rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.tokens.legend { font-size: 0.75rem; margin-bottom: 0.6rem; }
+.tokens sub { opacity: 0.7; }
+.unserved { border: 1px dashed var(--ink); }
 footer { margin-top: 3rem; font-size: 0.85rem; overflow-wrap: anywhere; }
 @media (max-width: 32rem) {
   body { padding: 1.5rem 0.75rem 3rem; }

@@ -81,10 +81,7 @@ class MoE(nnx.Module):
         could not share them out otherwise.
         """
         bound = self.config.group_tokens or L
-        if bound < L:
-            size = _largest_divisor(L, bound)
-        else:
-            size = L * _largest_divisor(B, bound // L)
+        size = _largest_divisor(L, bound) if bound < L else L * _largest_divisor(B, bound // L)
         groups, parts = B * L // size, self.rules.parts("batch")
         if groups % parts == 0:
             return groups, size

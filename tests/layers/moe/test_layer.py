@@ -137,9 +137,7 @@ def by_einsum(tiny):
     return {top_k: run(build(tiny, dispatch="einsum", **ample)) for top_k, ample in AMPLY.items()}
 
 
-@pytest.mark.parametrize(
-    ("top_k", "mesh"), [*((1, mesh) for mesh in MESHES), (2, (1, 1, 1)), (2, (2, 2, 2))], ids=str
-)
+@pytest.mark.parametrize(("top_k", "mesh"), [*((1, mesh) for mesh in MESHES), (2, (1, 1, 1)), (2, (2, 2, 2))], ids=str)
 @pytest.mark.parametrize("dispatch", ["einsum", "all_to_all", "dropless"])
 def test_dispatches_agree(tiny, by_einsum, dispatch, mesh, top_k):
     """Three ways on six meshes give one result: outputs, sums, gates and gradients."""
