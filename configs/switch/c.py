@@ -16,7 +16,7 @@ def experiment() -> Experiment:
             32,
             2048,
             every=1,
-            moe={"capacity_factor": 1.0, "min_capacity": 2},
+            moe={"capacity_factor": 1.0, "min_capacity": 2, "group_tokens": 2048},
             num_layers=15,
             embed_dim=2080,
             mlp_dim=6144,

@@ -12,7 +12,9 @@ from pathways_lm.models.presets import switch
 def experiment() -> Experiment:
     return Experiment(
         name="switch-large",
-        model=switch(16, 128, num_layers=24, embed_dim=1024, mlp_dim=2816, activation="geglu"),
+        model=switch(
+            16, 128, num_layers=24, embed_dim=1024, mlp_dim=2816, activation="geglu", moe={"group_tokens": 4096}
+        ),
         mesh=MeshConfig(data=-1, expert=16, rules="palm_2d"),
         data=DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512, batch_size=2048),
         optimizer=OptimizerConfig(

@@ -15,7 +15,7 @@ def experiment() -> Experiment:
         model=switch(
             64,
             128,
-            moe={"eval_capacity_factor": 4.0, "min_capacity": 2},
+            moe={"eval_capacity_factor": 4.0, "min_capacity": 2, "group_tokens": 4096},
             num_layers=24,
             embed_dim=4096,
             mlp_dim=10240,

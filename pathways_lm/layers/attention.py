@@ -10,7 +10,7 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.attention import attention_weights, weighted_values
-from pathways_lm.layers.dropout import dropout
+from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.layers.position import rotate
 from pathways_lm.sharding import Rules
@@ -100,7 +100,7 @@ class Attention(nnx.Module):
             return attention_weights(q, keys, sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
 
         def attend(q: Array, keys: Array, values: Array, sight: Sight) -> Array:
-            weights_BKTGS = dropout(weigh(q, keys, sight), config.dropout, key)
+            weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
             return weighted_values(weights_BKTGS, values, rules)
 
         if config.remat == "attention":
