@@ -27,9 +27,14 @@ class Generator:
       vocabulary_size: pieces of the vocabulary. The model may have more rows; they are never drawn.
       end: the token that ends a document, and with it a continuation.
       context: most tokens of a sequence, prompt and continuation together.
+
+    Raises:
+      ConfigError: the model is not a decoder.
     """
 
     def __init__(self, model: Model, vocabulary_size: int, end: int, context: int):
+        if model.config.shape != "decoder":
+            raise ConfigError(f"model.shape='{model.config.shape}' cannot continue a prompt; a 'decoder' can")
         self.model = model
         self.vocabulary_size = vocabulary_size
         self.end = end

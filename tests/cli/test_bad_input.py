@@ -70,6 +70,39 @@ def test_meshes_that_do_not_divide(micro, refused, tmp_path, settings, words):
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["top_k=5"], ["model.moe.top_k=5", "model.moe.num_experts=4"]),
+        (["capacity_factor=0"], ["model.moe.capacity_factor", "above 0"]),
+        (["capacity_factor=-1"], ["model.moe.capacity_factor", "above 0", "-1"]),
+        (["eval_capacity_factor=0"], ["model.moe.eval_capacity_factor", "above 0"]),
+        (["router=expert_choice"], ["model.moe.router='expert_choice'", "later tokens"]),
+        (["router=top_two"], ["model.moe.router", "'top_two'"]),
+        (["dispatch=sparse"], ["model.moe.dispatch", "'sparse'", "all_to_all"]),
+        (["every=3"], ["model.num_layers=2", "model.moe.every=3"]),
+        (["every=2", "offset=2"], ["model.moe.offset=2", "model.moe.every=2"]),
+        (["mlp_dim=-1"], ["model.moe.mlp_dim", "at least 0"]),
+    ],
+)
+def test_experts(micro, refused, tmp_path, settings, words):
+    settings = [f"model.moe.{setting}" for setting in ("num_experts=4", *settings)]
+    message = refused(*micro.train(tmp_path / "run", *settings))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.moe.num_experts=6", "mesh.expert=4"], ["model.moe.num_experts=6", "mesh.expert=4", "4 or 8"]),
+        (["model.moe.num_experts=2", "mesh.expert=8"], ["model.moe.num_experts=2", "mesh.expert=8", "8 would be"]),
+    ],
+)
+def test_experts_that_do_not_divide(micro, refused, tmp_path, settings, words):
+    message = refused(*micro.train(tmp_path / "run", *settings))
+    assert all(word in message for word in words), message
+
+
 def test_mesh_larger_than_the_devices(micro, tmp_path, capfd):
     assert main(micro.train(tmp_path / "run", "mesh.data=4", "mesh.tensor=4")) == 2
     message = capfd.readouterr().err

@@ -20,7 +20,8 @@ from pathways_lm.config import MoEConfig
     experts = MoEConfig(num_experts=4, dispatch="all_to_all", eval_capacity_factor=0.5, min_capacity=1)
     model = replace(experiment.model, shape="encoder_decoder", block="pre_norm", vocab_size=612, moe=experts)
     data = replace(experiment.data, objective="span_corruption", extra_ids=100)
-    return replace(experiment, model=model, data=data, train=replace(experiment.train, num_steps=1))
+    mesh, train = replace(experiment.mesh, expert=2), replace(experiment.train, num_steps=1)
+    return replace(experiment, model=model, data=data, mesh=mesh, train=train)
 """
 PROMPT = "The names are bound in the order."
 
@@ -92,3 +93,16 @@ def test_page_of_a_pair(micro, pair, capfd):
 )
 def test_refused(undisturbed, refused, arguments, words):
     assert words in refused("inspect", str(undisturbed), *arguments)
+
+
+def test_what_other_commands_say_of_a_pair(micro, pair, capfd):
+    """It is loaded onto one device, continues nothing, and has a loss, but no bits of a text's bytes."""
+    assert load_trained(str(pair), []).model.rules.mesh.size == 1
+    assert micro.main("generate", str(pair), "--prompt", PROMPT) == 2
+    message = capfd.readouterr().err
+    assert message.count("\n") == 1 and "model.shape='encoder_decoder'" in message
+    assert micro.main("evaluate", str(pair)) == 0
+    scores = capfd.readouterr().out
+    assert "nats/token" in scores and "bits/byte" not in scores
+    assert micro.main("report", str(pair)) == 0
+    assert "bits per byte" not in (pair / "report.html").read_text()
