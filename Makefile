@@ -16,7 +16,7 @@ VENV := .venv
 VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
-.PHONY: train test test-slow test-latest lint types format install bench
+.PHONY: train test test-slow test-latest lint types format install peers bench
 
 train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
@@ -44,9 +44,12 @@ format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# PyTorch is measured against, and nothing else needs it.
-bench: install
-	$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(VENV)/bin/pip install --quiet torch
+# Other implementations, which some tests and benchmarks compare with and nothing else needs.
+peers: install
+	$(VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
+	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt torch transformers
+
+bench: peers
 	$(VENV)/bin/python -m benchmarks.train_step
 	$(VENV)/bin/python -m benchmarks.compile_time
 	$(VENV)/bin/python -m benchmarks.host_overhead
