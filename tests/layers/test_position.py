@@ -1,11 +1,14 @@
-"""Rotary positions as the complex rotation they are (RoFormer, arXiv:2104.09864)."""
+"""Rotary positions as the complex rotation they are (RoFormer, arXiv:2104.09864), and T5's buckets of distances."""
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathways_lm.layers.position import rotary_angles, rotate
+from pathways_lm.layers.position import relative_buckets, rotary_angles, rotate
 
 H = 8
 
@@ -46,3 +49,25 @@ def test_type_is_kept_and_angles_are_fp32():
     angles = rotary_angles(jnp.array([[2047]]), H, 10_000.0)
     assert {angle.dtype for angle in angles} == {jnp.dtype(jnp.float32)}
     assert rotate(jnp.ones((1, 1, 1, H), jnp.bfloat16), angles).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_relative_buckets(causal):
+    """T5 (arXiv:1910.10683, section 2.1): as many buckets of one distance as of ranges that end at 128."""
+    query, keys = np.array([[300]]), np.arange(601)[None]
+    actual = np.asarray(relative_buckets(jnp.asarray(query), jnp.asarray(keys), 32, 128, causal))[0, 0]
+    of_one_side = 32 if causal else 16
+    exact = of_one_side // 2
+    for key, bucket in zip(keys[0], actual, strict=True):
+        behind = key - 300
+        distance = max(-behind, 0) if causal else abs(behind)
+        expected = distance
+        if distance >= exact:
+            # Exact where the logarithm is a whole number: at powers of two of the first range's beginning.
+            steps = math.log(distance / exact) / math.log(128 / exact) * (of_one_side - exact)
+            expected = min(exact + math.floor(steps + 1e-9), of_one_side - 1)
+        if not causal and behind > 0:
+            expected += 16
+        assert bucket == expected, key
+    # By hand, from the paper's figures: all beyond 128 are one.
+    assert actual[300 - 128] == actual[0] == of_one_side - 1

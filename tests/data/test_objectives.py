@@ -1,0 +1,152 @@
+"""Objectives: examples by hand, what must be recoverable from a batch, and T5's own lengths."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pathways_lm.config import DataConfig
+from pathways_lm.data.objectives import (
+    causal,
+    corrupted_lengths,
+    extra_ids_needed,
+    make_objective,
+    masked,
+    noise_mask,
+    prefix,
+    raw_length,
+    span_corruption,
+)
+
+END = 9
+FIRST_SENTINEL = 99
+
+
+def generators(*seeds):
+    return [np.random.default_rng(seed) for seed in seeds]
+
+
+def rows_of(documents, length):
+    """One row: documents, each closed by END, and padding."""
+    row = [token for document in documents for token in (*document, END)]
+    return np.array([row[:length] + [0] * (length - len(row))], np.int32)
+
+
+def test_causal():
+    """The first token of each document is predicted from 0; padding is neither read nor asked for."""
+    batch = causal(rows_of([[1, 2], [3]], 7), END)
+    assert batch.targets.tolist() == [[1, 2, 9, 3, 9, 0, 0]]
+    assert batch.tokens.tolist() == [[0, 1, 2, 0, 3, 0, 0]]
+    assert batch.segments.tolist() == [[1, 1, 1, 2, 2, 0, 0]]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 1000))
+def test_prefix(lengths, seed):
+    """A document's beginning is seen both ways and not scored; the rest is scored, and never seen early."""
+    row = rows_of([range(10, 10 + n) for n in lengths], 60)
+    batch = prefix(row, END, generators(seed))
+    for document in range(1, len(lengths) + 1):
+        (places,) = np.nonzero(batch.segments[0] == document)
+        seen, targets = batch.prefix[0, places], batch.targets[0, places]
+        split = np.count_nonzero(targets == 0)
+        assert 1 <= split < len(places)
+        assert not targets[:split].any() and (targets[split:] == row[0, places[split:]]).all()
+        assert seen[: split + 1].all() and not seen[split + 1 :].any()
+        # What is seen both ways is what was not scored.
+        assert batch.tokens[0, places[: split + 1]].tolist() == [0, *row[0, places[:split]]]
+
+
+def test_lengths_of_t5():
+    """T5's pre-training: 568 tokens make 512 of input and 114 of targets (arXiv:1910.10683, 3.1.4).
+
+    568 * 0.15 = 85.2 are dropped, in 85 / 3 = 28.3 spans: 568 - 85 + 28 + 1 = 512 and 85 + 28 + 1 = 114.
+    """
+    config = DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512)
+    assert raw_length(config) == 568
+    assert corrupted_lengths(568) == (512, 114)
+    assert extra_ids_needed(config) == 28
+    # One token more would not fit.
+    assert corrupted_lengths(569)[0] > 512
+
+
+@settings(max_examples=300)
+@given(st.integers(2, 600), st.integers(0, 1000))
+def test_noise_mask(length, seed):
+    """15% in spans of 3 on average, text first and noise last."""
+    noise = noise_mask(length, np.random.default_rng(seed))
+    assert noise.shape == (length,)
+    dropped = min(max(round(0.15 * length), 1), length - 1)
+    assert np.count_nonzero(noise) == dropped
+    assert np.count_nonzero(noise[1:] & ~noise[:-1]) == max(round(dropped / 3), 1)
+    assert not noise[0] and noise[-1]
+
+
+def merged(inputs, targets):
+    """The text, by putting each span where its sentinel stands."""
+    spans, current = {}, None
+    for token in targets[targets != 0][:-1]:
+        if token > 50:
+            current = spans.setdefault(int(token), [])
+        else:
+            current.append(int(token))
+    return [t for token in inputs[inputs != 0][:-1] for t in spans.get(int(token), [int(token)])]
+
+
+@given(st.lists(st.integers(2, 64), min_size=1, max_size=3), st.integers(0, 1000))
+def test_span_corruption_loses_nothing(sizes, seed):
+    """Also of padded rows: inputs and targets together are the text; sentinels count down, and both close with END."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((len(sizes), 64), np.int32)
+    for row, size in zip(rows, sizes, strict=True):
+        row[:size] = rng.integers(1, 50, size)
+    length, target_length = corrupted_lengths(64)
+    batch = span_corruption(rows, length, END, FIRST_SENTINEL, generators(*range(len(sizes))))
+    assert batch.targets.shape == (len(sizes), target_length)
+    for row, size, inputs, targets in zip(rows, sizes, batch.encoder_tokens, batch.targets, strict=True):
+        assert merged(inputs, targets) == row[:size].tolist()
+        assert inputs[inputs != 0][-1] == targets[targets != 0][-1] == END
+        for tokens in (inputs, targets):
+            sentinels = tokens[tokens > 50]
+            assert sentinels.tolist() == list(range(FIRST_SENTINEL, FIRST_SENTINEL - len(sentinels), -1))
+        # Targets begin with the first sentinel: the text before it was kept.
+        assert targets[0] == FIRST_SENTINEL
+    np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    assert not batch.tokens[:, 0].any()
+
+
+def test_masked():
+    """15% are asked for; of those 80% read as the mask, 10% as another piece, 10% as themselves."""
+    mask = 500
+    rows = np.random.default_rng(0).integers(1, mask, (50, 400)).astype(np.int32)
+    rows[:, 300:] = 0
+    batch = masked(rows, END, mask, generators(*range(50)))
+    asked = batch.targets != 0
+    assert (np.count_nonzero(asked, axis=1) == 45).all()
+    np.testing.assert_array_equal(batch.targets[asked], rows[asked])
+    np.testing.assert_array_equal(batch.tokens[~asked], rows[~asked])
+    read = batch.tokens[asked]
+    shares = [np.mean(read == mask), np.mean((read != mask) & (read != rows[asked])), np.mean(read == rows[asked])]
+    # Five standard deviations of 2,250 draws; another piece is the same one once in 499 times.
+    for share, p in zip(shares, (0.8, 0.1, 0.1), strict=True):
+        assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / asked.sum())
+    assert not batch.tokens[:, 300:].any()
+
+
+class Pieces:
+    size, eod_id = 50, END
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix", "span_corruption", "masked"])
+def test_a_row_depends_on_its_number_alone(objective):
+    """Not on its place in the batch, nor on who else is in it; another number and another seed draw anew."""
+    config = DataConfig(objective=objective, extra_ids=100, sequence_length=64, seed=3)
+    make = make_objective(config, Pieces())
+    rows = np.random.default_rng(0).integers(1, 50, (4, raw_length(config))).astype(np.int32)
+    whole, part = make(rows, [4, 5, 6, 7]), make(rows[2:], [6, 7])
+    for a, b in zip(whole, part, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_array_equal(a[2:], b)
+    same_text = np.repeat(rows[:1], 2, axis=0)
+    first, second = (np.asarray(make(same_text, [0, 1]).targets[i]) for i in (0, 1))
+    assert (objective == "causal") == np.array_equal(first, second)
