@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -64,15 +65,25 @@ def import_checkpoint(source: Path, target: Path, pad_vocab: int = 1) -> ModelCo
     shapes = _shapes(model.abstract)
     tensors = plan(family, config, shapes, vocab_rows)
     _check(source, family, tensors, reader)
-    arrays = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    # On disk until the checkpoint is written, for which Orbax holds all of it in memory once more.
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as scratch:
+        arrays: dict[str, np.ndarray] = {
+            path: np.memmap(Path(scratch, str(number)), np.float32, "w+", shape=shape)
+            for number, (path, shape) in enumerate(shapes.items())
+        }
+        _fill(arrays, tensors, reader)
+        _write_run(target, source, model, arrays)
+    return config
+
+
+def _fill(arrays: dict[str, np.ndarray], tensors: list[Tensor], reader: Reader) -> None:
     for tensor in tensors:
         ours = tensor.layout.to_ours(reader.read(tensor.name), tensor.our_shape)
         for number, part in enumerate(tensor.parts):
             own = ours[number] if len(tensor.parts) > 1 else ours
             own_index = tuple(slice(0, size) for size in own.shape)
             arrays[part.path][part.index][own_index] = own
-    _write_run(target, source, model, arrays)
-    return config
 
 
 def _check(source: Path, family: Family, tensors: list[Tensor], reader: Reader) -> None:
@@ -115,7 +126,8 @@ def _write_run(target: Path, source: Path, model: Model, arrays: dict[str, np.nd
         folder.vocabulary.write_bytes(vocabulary.model)
     facts = {"vocabulary_fingerprint": vocabulary.fingerprint if vocabulary else "", "data_fingerprint": ""}
     with closing(Store(target)) as store:
-        store.save(0, {"params": _nested(arrays)}, facts)
+        # As JAX's arrays, which Orbax need not copy before it writes them.
+        store.save(0, {"params": jax.device_put(_nested(arrays))}, facts)
 
 
 def _tokenizer(source: Path) -> Vocabulary | None:
