@@ -16,7 +16,7 @@ VENV := .venv
 VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
-.PHONY: train test test-slow test-latest lint types format install peers bench
+.PHONY: train test test-slow test-latest lint types format install peers compilers bench
 
 train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
@@ -48,6 +48,16 @@ format: install
 peers: install
 	$(VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
 	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt torch transformers
+
+# The compilers of TPUs and GPUs, which `pathways-lm plan` runs without such a device. Beside the environment, as on a
+# machine without their devices they would complain at every start; the versions are those of the lock files.
+compilers: install
+	@test -e $(VENV)/compilers/installed || { \
+	grep '^libtpu==' requirements/$(VERSION)-tpu.txt > $(VENV)/tpu.txt && \
+	grep -E '^jax-cuda12-(plugin|pjrt)==' requirements/$(VERSION)-cuda.txt > $(VENV)/cuda.txt && \
+	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/compilers/tpu -r $(VENV)/tpu.txt && \
+	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/compilers/cuda -r $(VENV)/cuda.txt && \
+	touch $(VENV)/compilers/installed; }
 
 bench: peers
 	$(VENV)/bin/python -m benchmarks.train_step

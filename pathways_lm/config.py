@@ -208,22 +208,22 @@ class ModelConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig(_Checked):
-    """How many devices along each axis, and how the model's dimensions lie on them."""
+    """How many devices along each axis, of which one may be -1 for all that the others leave; and what lies on them."""
 
     section: typing.ClassVar[str] = "mesh"
 
+    pod: int = _bounded(1, at_least=-1)
+    """Slices that only a data centre's network joins, each with a copy of the parameters."""
     data: int = _bounded(-1, at_least=-1)
-    """Devices along the data axis; -1 takes all that the other axes leave."""
     expert: int = _bounded(1, at_least=-1)
-    """Devices along the expert axis, which also cuts the batch; -1 takes all that the other axes leave."""
+    """Along which experts lie apart; it also cuts the batch."""
     tensor: int = _bounded(1, at_least=-1)
-    """Devices along the tensor axis; -1 takes all that the other axes leave."""
     rules: str = "palm_2d"
     """The layout: `palm_2d`, `fsdp` or `tensor_parallel` (see `pathways_lm.sharding`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = {"mesh.data": self.data, "mesh.expert": self.expert, "mesh.tensor": self.tensor}
+        sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(self).items() if isinstance(size, int)}
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")

@@ -5,24 +5,26 @@ would need a silent reshard fails while it is traced.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from pathways_lm.config import MeshConfig
 from pathways_lm.errors import ConfigError
 
+POD = "pod"
 DATA = "data"
 EXPERT = "expert"
 TENSOR = "tensor"
-AXES = (DATA, EXPERT, TENSOR)
+AXES = (POD, DATA, EXPERT, TENSOR)
 
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
-    sizes = {DATA: config.data, EXPERT: config.expert, TENSOR: config.tensor}
+    sizes = {POD: config.pod, DATA: config.data, EXPERT: config.expert, TENSOR: config.tensor}
     given = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
     if given > num_devices:
@@ -34,15 +36,31 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over this program's devices; over the first ones where the config asks for fewer."""
-    shape = axis_sizes(config, jax.device_count())
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over this program's devices; over the first ones where the config asks for fewer.
+
+    Args:
+      devices: others than this program's, which a step is only compiled for.
+
+    Neighbours on an axis are neighbours on the machine, as far as its torus allows; pods are the machine's own slices
+    where it has several.
+    """
+    everything = jax.devices() if devices is None else list(devices)
+    shape = axis_sizes(config, len(everything))
     needed = int(np.prod(shape))
-    if needed < jax.device_count() and jax.process_count() > 1:
-        raise ConfigError(
-            f"the mesh takes {needed} of {jax.device_count()} devices; with several processes it must take all"
-        )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=jax.devices()[:needed])
+    if needed < len(everything) and (jax.process_count() > 1 or devices is not None):
+        where = "with several processes" if devices is None else "on another machine"
+        raise ConfigError(f"the mesh takes {needed} of {len(everything)} devices; {where} it must take all")
+    chosen = everything[:needed]
+    pods = len({getattr(device, "slice_index", None) or 0 for device in chosen})
+    if pods > 1 and pods != shape[0]:
+        raise ConfigError(f"mesh.pod={shape[0]} on {pods} slices; there must be as many pods as slices")
+    if pods > 1:
+        inside, outside = (1, *shape[1:]), (shape[0], *(1 for _ in shape[1:]))
+        laid = mesh_utils.create_hybrid_device_mesh(inside, outside, chosen, allow_split_physical_axes=True)
+    else:
+        laid = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int = 1) -> AbstractMesh:

@@ -14,13 +14,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pathways_lm.config import Experiment
 from pathways_lm.errors import ConfigError, nearest
-from pathways_lm.mesh import DATA, EXPERT, TENSOR
+from pathways_lm.mesh import DATA, EXPERT, POD, TENSOR
 
 Axes = tuple[str, ...]
 
 # Sequences are cut over the expert axis, too: it is a data axis along which experts are spread. It comes last, so that
 # devices which exchange tokens hold neighbouring groups.
-SEQUENCES = (DATA, EXPERT)
+SEQUENCES = (POD, DATA, EXPERT)
 
 PRESETS: Mapping[str, Mapping[str, Axes]] = {
     # PaLM section 4, GSPMD's "2D finalized": parameters over both axes, gathered over data when used;
@@ -33,10 +33,15 @@ PRESETS: Mapping[str, Mapping[str, Axes]] = {
         "mlp": (TENSOR,),
         "vocab": (TENSOR,),
         "expert": (EXPERT,),
-        "group": (DATA,),
+        "group": (POD, DATA),
     },
     # ZeRO stage 3: every device has its own sequences and a slice of each parameter.
-    "fsdp": {"batch": (DATA, TENSOR, EXPERT), "embed": (DATA, TENSOR), "expert": (EXPERT,), "group": (DATA, TENSOR)},
+    "fsdp": {
+        "batch": (POD, DATA, TENSOR, EXPERT),
+        "embed": (DATA, TENSOR),
+        "expert": (EXPERT,),
+        "group": (POD, DATA, TENSOR),
+    },
     # Megatron-LM (arXiv:1909.08053, section 3): parameters cut by heads and columns, activations
     # between blocks whole. Switch (arXiv:2101.03961, section 5.5): experts apart from both.
     "tensor_parallel": {
@@ -45,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Axes]] = {
         "mlp": (TENSOR,),
         "vocab": (TENSOR,),
         "expert": (EXPERT,),
-        "group": (DATA,),
+        "group": (POD, DATA),
     },
 }
 

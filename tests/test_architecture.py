@@ -25,6 +25,7 @@ STOREYS = [
     {"models"},
     {"data", "train", "checkpoint", "decode"},
     {"evaluate", "report", "convert"},
+    {"plan"},
     {"configure"},
     {"cli"},
     {"__main__"},

@@ -46,8 +46,10 @@ def shrunk(path, **changes):
 
 
 def build(config, preset="palm_2d", mesh=(1, 1, 1)):
-    data, expert, tensor = mesh
-    return Model(config, make_rules(preset, make_mesh(MeshConfig(data=data, expert=expert, tensor=tensor))))
+    """A mesh is data x expert x tensor, or pod x data x expert x tensor."""
+    pod, data, expert, tensor = (1, *mesh)[-4:]
+    on = make_mesh(MeshConfig(pod=pod, data=data, expert=expert, tensor=tensor))
+    return Model(config, make_rules(preset, on))
 
 
 def batch(model):
@@ -77,7 +79,7 @@ def assert_close(actual, expected):
     assert not wrong
 
 
-MESHES = [("palm_2d", (2, 2, 2)), ("fsdp", (1, 2, 4))]
+MESHES = [("palm_2d", (2, 2, 2)), ("fsdp", (2, 1, 2, 2))]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")

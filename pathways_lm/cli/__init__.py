@@ -15,12 +15,13 @@ COMMANDS = {
     "inspect": "show a prompt's attention and experts as a page",
     "report": "write report.html in a run folder",
     "config": "print the resolved experiment of a config",
+    "plan": "compile a config's step for a TPU or GPU machine that is not here: memory, exchanges, speed",
     "convert": "bring a published checkpoint into a run folder, or a run folder into one",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0, 2 for bad input, or 128 + the signal that stopped it."""
+    """Runs one command. Returns 0, 1 for a plan that does not fit, 2 for bad input, or 128 + the stopping signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # `--gin.Name=value` carries the name of a binding in the flag itself, which argparse cannot declare.
     bindings = [text.removeprefix("--gin.") for text in arguments if text.startswith("--gin.")]
@@ -68,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parsers["report"].add_argument("run", metavar="RUN", help="run folder")
     _add_config(parsers["config"])
     parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")
+
+    plan = parsers["plan"]
+    _add_config(plan)
+    plan.add_argument("--machine", required=True, metavar="M", help="as v5p:8x16x16, v4-3072x2 or h100:64x8")
+    plan.add_argument(
+        "--out", metavar="FOLDER", help="where plan.json and plan.html go; default runs/plans/NAME@MACHINE"
+    )
 
     convert = parsers["convert"]
     convert.add_argument("source", metavar="FROM", help="a folder of Hugging Face with safetensors, or a run folder")

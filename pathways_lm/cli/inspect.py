@@ -25,8 +25,8 @@ BEGINNING = 0
 def main(arguments: argparse.Namespace) -> int:
     """Writes inspect.html and prints where it lies."""
     try:
+        from pathways_lm.report.html import write_whole
         from pathways_lm.report.maps import maps_page
-        from pathways_lm.report.page import write_whole
     except ModuleNotFoundError as error:
         raise UserError(f"inspect needs {error.name}: pip install 'pathways-lm[report]'") from None
     folder = RunFolder(arguments.run)

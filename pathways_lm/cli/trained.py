@@ -14,7 +14,7 @@ from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import check_fit, make_rules
 
 # One device serves a prompt best; more are asked for with --set mesh.tensor=4.
-ONE_DEVICE = ("mesh.data=1", "mesh.expert=1", "mesh.tensor=1")
+ONE_DEVICE = ("mesh.pod=1", "mesh.data=1", "mesh.expert=1", "mesh.tensor=1")
 
 
 class Trained(NamedTuple):

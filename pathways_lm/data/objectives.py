@@ -7,6 +7,7 @@ A row holds whole or cut documents, each closed by its end-of-document token, an
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from pathways_lm.config import DataConfig
@@ -71,6 +72,20 @@ def corrupted_lengths(raw: int) -> tuple[int, int]:
     """What span corruption makes of `raw` tokens: lengths of the encoder's input and of the targets, ends included."""
     noise, spans = _noise_and_spans(raw)
     return raw - noise + spans + 1, noise + spans + 1
+
+
+def abstract_batch(config: DataConfig) -> Batch:
+    """What a batch looks like, without a corpus or a vocabulary: shapes and types of `make_objective`'s arrays."""
+
+    def rows(length: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.batch_size, length), dtype)
+
+    read = rows(config.sequence_length)
+    if config.objective == "span_corruption":
+        asked = rows(corrupted_lengths(raw_length(config))[1])
+        return Batch(asked, asked, asked, encoder_tokens=read, encoder_segments=read)
+    seen = rows(config.sequence_length, np.bool_) if config.objective == "prefix" else None
+    return Batch(read, read, read, prefix=seen)
 
 
 def documents(rows: np.ndarray, end: int) -> np.ndarray:

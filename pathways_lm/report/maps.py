@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pathways_lm.report.page import document, escaped, section
+from pathways_lm.report.html import document, escaped, section
 from pathways_lm.report.plots import STYLE
 
 _LABELLED = 48

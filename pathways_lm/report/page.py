@@ -1,30 +1,19 @@
-"""`report.html`: a run on one page that needs no network and no script.
+"""`report.html`: a run on one page."""
 
-Every text that comes from a run folder passes through `escaped`, for samples are whatever the model says.
-"""
-
-import contextlib
-import html
-import os
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pathways_lm.errors import CheckpointError
+from pathways_lm.report.html import Card, card, cards, document, escaped, folded, is_number, section, table, write_whole
 from pathways_lm.report.plots import charts
 from pathways_lm.report.read import Row, Run, read_run, series
-from pathways_lm.report.style import CSS
 
 _SAMPLES_SHOWN = 12
 """Samples in the open list; the earlier ones are folded away below it."""
 _EVENTS_SHOWN = 15
 """A longer list of events is folded away."""
-
-_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters as their Unicode pictures: HTML may not hold them, and a reader should see them."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -38,19 +27,6 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def write_whole(path: Path, page: str) -> None:
-    """Writes a page, whole or not at all. Raises CheckpointError where that cannot be."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A lone surrogate is possible in JSON and impossible in UTF-8.
-        unfinished.write_bytes(page.encode("utf-8", errors="replace"))
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
-
-
 def page(run: Run) -> str:
     """The whole page."""
     sections = (_curves(run), _samples(run), _corpus(run), _parameters(run), _config(run), _events(run))
@@ -58,32 +34,9 @@ def page(run: Run) -> str:
     return document(f"{run.name}: training report", run.name, _progress(run), body)
 
 
-def document(title: str, heading: str, subtitle: str, body: str) -> str:
-    """A page around `body`, which is HTML already."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escaped(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>{escaped(heading)}</h1>
-<p>{escaped(subtitle)}</p>
-</header>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
 def _progress(run: Run) -> str:
     """From when to when the run wrote, and the last that happened."""
-    times = [row["time"] for row in run.train + run.validation + run.events if _is_number(row.get("time"))]
+    times = [row["time"] for row in run.train + run.validation + run.events if is_number(row.get("time"))]
     parts = [f"{_clock(min(times))} to {_clock(max(times))} UTC"] if times else []
     parts += [f"last event: {run.events[-1].get('what')} at step {run.events[-1]['step']:,}"] if run.events else []
     return " · ".join(parts)
@@ -91,19 +44,11 @@ def _progress(run: Run) -> str:
 
 def _headline(run: Run) -> str:
     """The numbers to know, as cards; what the run has not told is left out."""
-    cards = (_size(run), _steps(run), _tokens(run), _loss(run), _bits(run), _speed(run), _time(run), _device(run))
-    items = [
-        f'<div class="card"><dt>{escaped(label)}</dt><dd>{escaped(value)}<small>{escaped(note)}</small></dd></div>'
-        for label, value, note in filter(None, cards)
-    ]
-    return f'<dl class="grid numbers">{"".join(items)}</dl>' if items else ""
+    told = (_size(run), _steps(run), _tokens(run), _loss(run), _bits(run), _speed(run), _time(run), _device(run))
+    return cards([each for each in told if each])
 
 
-Card = tuple[str, str, str] | None
-"""Label, value and a note below it."""
-
-
-def _size(run: Run) -> Card:
+def _size(run: Run) -> Card | None:
     count = run.facts.get("num_params") or sum(row.get("count", 0) for row in run.parameters)
     layers = run.config.get("model", {}).get("num_layers")
     width = run.config.get("model", {}).get("embed_dim")
@@ -111,7 +56,7 @@ def _size(run: Run) -> Card:
     return ("Parameters", _big(count), shape) if count else None
 
 
-def _steps(run: Run) -> Card:
+def _steps(run: Run) -> Card | None:
     planned = run.config.get("train", {}).get("num_steps")
     batch, length = (run.config.get("data", {}).get(key) for key in ("batch_size", "sequence_length"))
     step = max((row["step"] for row in run.train + run.validation), default=0)
@@ -120,7 +65,7 @@ def _steps(run: Run) -> Card:
     return "Steps", f"{step:,}", " · ".join(notes)
 
 
-def _tokens(run: Run) -> Card:
+def _tokens(run: Run) -> Card | None:
     _, tokens = series(run.train, "tokens")
     if not len(tokens):
         return None
@@ -130,7 +75,7 @@ def _tokens(run: Run) -> Card:
     return "Tokens seen", _big(tokens[-1]), passes
 
 
-def _loss(run: Run) -> Card:
+def _loss(run: Run) -> Card | None:
     steps, losses = series(run.validation, "loss")
     if not len(losses):
         return None
@@ -141,7 +86,7 @@ def _loss(run: Run) -> Card:
     return "Validation loss", f"{losses[-1]:.4f}", note
 
 
-def _bits(run: Run) -> Card:
+def _bits(run: Run) -> Card | None:
     _, bits = series(run.validation, "bits_per_byte")
     if not len(bits):
         return None
@@ -153,7 +98,7 @@ def _bits(run: Run) -> Card:
     return "Bits per byte", f"{bits[-1]:.3f}", " · ".join(compared)
 
 
-def _speed(run: Run) -> Card:
+def _speed(run: Run) -> Card | None:
     _, speeds = series(run.train, "tokens_per_second")
     _, mfu = series(run.train, "mfu")
     if not np.isfinite(speeds).any():
@@ -162,13 +107,13 @@ def _speed(run: Run) -> Card:
     return "Tokens per second", f"{np.nanmedian(speeds):,.0f}", note
 
 
-def _time(run: Run) -> Card:
+def _time(run: Run) -> Card | None:
     restarts = sum(row.get("what") == "resume" for row in run.events)
     note = f"in {restarts + 1} parts, the pauses left out" if restarts else "in one go"
     return ("Wall time", _duration(run.seconds), note) if run.seconds else None
 
 
-def _device(run: Run) -> Card:
+def _device(run: Run) -> Card | None:
     kind, devices, processes = (run.facts.get(key) for key in ("device_kind", "num_devices", "num_processes"))
     if not kind:
         return None
@@ -196,10 +141,8 @@ def _samples(run: Run) -> str:
     if not run.samples:
         return ""
     newest_first = [_sample(row, is_open=row is run.samples[-1]) for row in reversed(run.samples)]
-    shown, folded = newest_first[:_SAMPLES_SHOWN], newest_first[_SAMPLES_SHOWN:]
-    earlier = (
-        _folded(f"{len(folded)} earlier samples", f'<div class="inside">{"".join(folded)}</div>') if folded else ""
-    )
+    shown, older = newest_first[:_SAMPLES_SHOWN], newest_first[_SAMPLES_SHOWN:]
+    earlier = folded(f"{len(older)} earlier samples", f'<div class="inside">{"".join(older)}</div>') if older else ""
     return section("Samples", "".join(shown) + earlier, "Newest first. The prompt is marked; the model wrote the rest.")
 
 
@@ -224,7 +167,7 @@ def _corpus(run: Run) -> str:
     if not rows:
         return ""
     heads = ("Task", "Split", "Documents", "Bytes", "Tokens", "Sequences", "Bytes per token")
-    return section("Corpus", _card(_table(heads, rows, numbers=range(2, 7))))
+    return section("Corpus", card(table(heads, rows, numbers=range(2, 7))))
 
 
 def _parameters(run: Run) -> str:
@@ -233,12 +176,12 @@ def _parameters(run: Run) -> str:
     rows = []
     for row in run.parameters:
         shape, std = " × ".join(str(size) for size in row.get("shape", ())), row.get("std")
-        told_std = f"{std:.4g}" if _is_number(std) else None
+        told_std = f"{std:.4g}" if is_number(std) else None
         rows.append([row.get("path"), shape, row.get("spec"), row.get("dtype"), told_std, row.get("count")])
     total = sum(row.get("count", 0) for row in run.parameters)
     heads = ("Path", "Shape", "Sharding", "Type", "Std at init", "Count")
-    table = _table(heads, rows, numbers=(4, 5), total=["Total", None, None, None, None, total])
-    return section("Parameters", _card(table))
+    total_row = ["Total", None, None, None, None, total]
+    return section("Parameters", card(table(heads, rows, numbers=(4, 5), total=total_row)))
 
 
 def _config(run: Run) -> str:
@@ -257,11 +200,11 @@ def _events(run: Run) -> str:
     if not run.events:
         return ""
     rows = [
-        [_clock(row["time"]) if _is_number(row.get("time")) else None, row["step"], row.get("what"), row.get("detail")]
+        [_clock(row["time"]) if is_number(row.get("time")) else None, row["step"], row.get("what"), row.get("detail")]
         for row in reversed(run.events)
     ]
-    table = _table(("Time (UTC)", "Step", "What", "Detail"), rows, numbers=(1,), long=(3,))
-    body = _card(table) if len(rows) <= _EVENTS_SHOWN else _folded(f"{len(rows)} events", table)
+    events = table(("Time (UTC)", "Step", "What", "Detail"), rows, numbers=(1,), long=(3,))
+    body = card(events) if len(rows) <= _EVENTS_SHOWN else folded(f"{len(rows)} events", events)
     return section("Events", body, "Newest first.")
 
 
@@ -275,56 +218,9 @@ def _footer(run: Run) -> str:
     return " · ".join(parts)
 
 
-def section(title: str, body: str, note: str = "") -> str:
-    told = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{told}{body}</section>\n"
-
-
-def _card(body: str) -> str:
-    return f'<div class="card flush">{body}</div>'
-
-
-def _folded(title: str, body: str) -> str:
-    return f'<details class="card"><summary><b>{title}</b></summary>{body}</details>'
-
-
-def _table(
-    heads: Iterable[str],
-    rows: Iterable[list[Any]],
-    numbers: Iterable[int],
-    long: Iterable[int] = (),
-    total: list[Any] | None = None,
-) -> str:
-    """A table that scrolls sideways where it must. `numbers` are columns set to the right, `long` ones may wrap."""
-    classes = dict.fromkeys(numbers, ' class="number"') | dict.fromkeys(long, ' class="long"')
-
-    def line(cells: Iterable[Any], tag: str) -> str:
-        marked = (f"<{tag}{classes.get(i, '')}>{escaped(_cell(cell))}</{tag}>" for i, cell in enumerate(cells))
-        return f"<tr>{''.join(marked)}</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    foot = f"<tfoot>{line(total, 'td')}</tfoot>" if total else ""
-    return f'<div class="scroll"><table><thead>{line(heads, "th")}</thead><tbody>{body}</tbody>{foot}</table></div>'
-
-
-def escaped(value: str) -> str:
-    """Text as HTML, safe in an element and in a quoted attribute."""
-    return html.escape(value.translate(_CONTROL))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if _is_number(value) else str(value)
-
-
 def _setting(value: Any) -> str:
     """A config value; a text keeps its quotes where spaces or nothing would be lost to the eye."""
     return repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _big(count: float) -> str:

@@ -83,6 +83,10 @@ tfoot td { border-top: 2px solid var(--edge); border-bottom: 0; font-weight: 600
 .tokens.legend { font-size: 0.75rem; margin-bottom: 0.6rem; }
 .tokens sub { opacity: 0.7; }
 .unserved { border: 1px dashed var(--ink); }
+.bar { display: flex; height: 1.6rem; margin-top: 0.9rem; border-radius: 5px; overflow: hidden; }
+.key { display: flex; flex-wrap: wrap; gap: 0.35rem 1.3rem; margin-top: 0.7rem; font-size: 0.88rem; }
+.key i { display: inline-block; width: 0.75rem; height: 0.75rem; margin-right: 0.4rem; border-radius: 2px; }
+.key b { color: var(--strong); font-variant-numeric: tabular-nums; }
 footer { margin-top: 3rem; font-size: 0.85rem; overflow-wrap: anywhere; }
 @media (max-width: 32rem) {
   body { padding: 1.5rem 0.75rem 3rem; }

@@ -1,0 +1,172 @@
+"""A training step on a machine that is not here: compiled by its own compiler, and read."""
+
+import math
+import re
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from pathways_lm.config import Experiment
+from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import make_mesh
+from pathways_lm.models.model import Model
+from pathways_lm.plan.compilers import compiler_name, described_devices, places
+from pathways_lm.plan.hlo import parse
+from pathways_lm.plan.machine import Machine
+from pathways_lm.plan.program_cost import segments
+from pathways_lm.plan.roofline import Roofline, roofline
+from pathways_lm.sharding import check_fit, make_rules
+from pathways_lm.train.flops import flops_per_token, read_tokens
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import TrainState, abstract_state
+from pathways_lm.train.step import compile_step, make_step
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the step's fullest moment."""
+
+    parameters: float
+    optimizer: float
+    batch: float
+    gradients: float
+    """As large as the parameters they belong to; how many live at once only the compiler knows."""
+    rest: float
+    """Activations and what is in work; with gradients, what the compiler asks for besides the arguments."""
+    capacity: float
+
+    @property
+    def peak(self) -> float:
+        return self.parameters + self.optimizer + self.batch + self.gradients + self.rest
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.capacity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step needs and how long it should take."""
+
+    name: str
+    machine: str
+    num_devices: int
+    mesh: dict[str, int]
+    compiler: str
+    compile_seconds: float
+    tokens_per_step: int
+    model_flops: float
+    """Of a device, by PaLM's appendix B: nothing that is computed twice."""
+    memory: Memory
+    roofline: Roofline
+    peak_flops: float
+    watts: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.roofline.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization."""
+        return self.model_flops / self.roofline.step_seconds / self.peak_flops
+
+    @property
+    def hfu(self) -> float:
+        """Hardware FLOPs utilization, with what is computed twice."""
+        return self.roofline.flops / self.roofline.step_seconds / self.peak_flops
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Of the devices alone, under load all the time."""
+        return None if self.watts is None else self.watts * self.num_devices / self.tokens_per_second
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with what follows from it."""
+        told = asdict(self)
+        told["memory"] |= {"peak": self.memory.peak, "fits": self.memory.fits}
+        told["roofline"]["step_seconds"] = self.roofline.step_seconds
+        derived = ("tokens_per_second", "mfu", "hfu", "joules_per_token")
+        return told | {name: getattr(self, name) for name in derived}
+
+
+class DoesNotFitError(Exception):
+    """The compiler refused the step for want of memory. The message says by how much."""
+
+
+def make_plan(experiment: Experiment, machine: Machine) -> Plan:
+    """Compiles the experiment's training step for the machine and reads what it costs.
+
+    Raises ConfigError where the mesh does not fit the machine or the model, or the compiler refuses the layout;
+    DoesNotFitError where it runs out of memory.
+    """
+    mesh = make_mesh(experiment.mesh, described_devices(machine))
+    rules = make_rules(experiment.mesh.rules, mesh)
+    check_fit(experiment, rules)
+    model = Model(experiment.model, rules)
+    schedule = make_schedule(experiment.optimizer, experiment.train.num_steps)
+    optimizer = make_optimizer(experiment.optimizer, schedule, model)
+    batch = abstract_batch(experiment.data)
+    began = time.perf_counter()
+    try:
+        compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, batch)
+    except jax.errors.JaxRuntimeError as error:
+        raise _refusal(experiment.name, machine, str(error)) from error
+    compile_seconds = time.perf_counter() - began
+    program = parse(compiled.as_text())
+    cost = roofline(segments(program, dict(mesh.shape)), machine, places(machine, mesh.devices))
+    tokens = sum(math.prod(leaf.shape) for leaf in read_tokens(batch))
+    return Plan(
+        name=experiment.name,
+        machine=machine.name,
+        num_devices=machine.num_devices,
+        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        compiler=compiler_name(machine),
+        compile_seconds=compile_seconds,
+        tokens_per_step=tokens,
+        model_flops=flops_per_token(model, batch) * tokens / machine.num_devices,
+        memory=_memory(abstract_state(model, optimizer), compiled.memory_analysis(), machine),
+        roofline=cost,
+        peak_flops=machine.chip.flops,
+        watts=machine.chip.watts,
+    )
+
+
+def _memory(state: TrainState, analysis: Any, machine: Machine) -> Memory:
+    parameters, optimizer = shard_bytes(state.params), shard_bytes(state.optimizer)
+    arguments = analysis.argument_size_in_bytes
+    # Arguments and temporaries together overcount where the compiler reuses the old state's memory.
+    together = arguments + analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    peak = min(analysis.peak_memory_in_bytes or together, together)
+    batch = max(0.0, arguments - parameters - optimizer)
+    gradients = min(parameters, max(0.0, peak - arguments))
+    rest = max(0.0, peak - parameters - optimizer - batch - gradients)
+    return Memory(parameters, optimizer, batch, gradients, rest, machine.chip.memory_bytes)
+
+
+def shard_bytes(tree: Any) -> float:
+    """Bytes of one device's part of arrays with shardings."""
+    return float(
+        sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    )
+
+
+def _refusal(name: str, machine: Machine, said: str) -> Exception:
+    first = said.strip().splitlines()[0]
+    where = f"'{name}' on {machine.name}"
+    if "RESOURCE_EXHAUSTED" not in first:
+        return ConfigError(f"{compiler_name(machine)} refuses {where}: {first}")
+    units = {"G": 1.0, "M": 1 / 1024}
+    amounts = [float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([GM])\b", first)]
+    if len(amounts) < 2:
+        return DoesNotFitError(f"{where} does not fit: {first}")
+    needed, available = max(amounts), min(amounts)
+    return DoesNotFitError(
+        f"{where} does not fit: a device would need {needed:.1f} GiB and has {available:.1f}, "
+        f"{needed - available:.1f} too little"
+    )

@@ -1,0 +1,141 @@
+"""A plan in words, and as a page."""
+
+from collections.abc import Callable, Sequence
+
+from pathways_lm.plan.machine import GIB, MATRIX_EFFICIENCY
+from pathways_lm.plan.plan import Plan
+from pathways_lm.report.html import card, cards, document, escaped, section, table
+
+_TRAFFIC = ("what", "axes", "devices", "times a step", "put in", "sent", "time", "not hidden")
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+
+
+def in_words(plan: Plan) -> str:
+    """What the command prints."""
+    memory, cost = plan.memory, plan.roofline
+    lines = [
+        f"{plan.name} on {plan.machine}: {_layout(plan)} ({plan.compiler}, compiled in {plan.compile_seconds:.0f} s)",
+        f"memory of a device  {_gib(memory.peak)} of {_gib(memory.capacity)}: "
+        + ", ".join(f"{name} {_gib(size)}" for name, size in _memory(plan)),
+        f"a step              {cost.step_seconds:.3g} s: " + ", ".join(f"{n} {t:.3g}" for n, t in _times(plan)),
+        f"                    MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}, {plan.tokens_per_second:,.0f} tokens/s"
+        + (f", {plan.joules_per_token:.3g} J a token" if plan.joules_per_token else ""),
+    ]
+    rows = [_TRAFFIC, *(tuple(map(str, row)) for row in _traffic(plan))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_TRAFFIC))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines + [f"note: {note}" for note in notes(plan)])
+
+
+def notes(plan: Plan) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    told = []
+    if plan.roofline.unknown_loops:
+        told.append(f"{plan.roofline.unknown_loops} loops whose number of turns is not known are counted as one turn")
+    return told
+
+
+def as_page(plan: Plan) -> str:
+    """The plan with its bars."""
+    memory, cost = plan.memory, plan.roofline
+    energy = f"{plan.joules_per_token:.3g} J a token" if plan.joules_per_token else ""
+    head = cards(
+        [
+            ("Memory of a device", _gib(memory.peak), f"of {_gib(memory.capacity)}"),
+            ("Step", f"{cost.step_seconds:.3g} s", f"{plan.tokens_per_step:,} tokens"),
+            ("MFU", f"{plan.mfu:.1%}", f"with what is computed twice {plan.hfu:.1%}"),
+            ("Speed", f"{plan.tokens_per_second:,.0f}", " · ".join(filter(None, ["tokens a second", energy]))),
+        ]
+    )
+    free = [("free", max(0.0, memory.capacity - memory.peak))]
+    numbers = (2, 3)
+    body = [
+        head,
+        section("Memory", card(_bar([*_memory(plan), *free], _gib)), "Of one device, at the step's fullest moment."),
+        section("Time", card(_bar(_times(plan), lambda seconds: f"{seconds:.3g} s")), _how()),
+        section("Exchanges", card(table(_TRAFFIC, _traffic(plan), numbers)), "Of one device in a step."),
+    ]
+    footer = f"{plan.compiler}, compiled in {plan.compile_seconds:.0f} s"
+    body.append(f"<footer>{escaped('; '.join([footer, *notes(plan)]))}</footer>")
+    return document(f"{plan.name} on {plan.machine}", plan.name, f"{plan.machine} · {_layout(plan)}", "".join(body))
+
+
+def _how() -> str:
+    return (
+        f"Matrix products at {MATRIX_EFFICIENCY:.0%} of the peak, which large ones reach; what instructions wait for "
+        "memory beyond that; and exchanges that no arithmetic hides, each on links it has for itself."
+    )
+
+
+def _layout(plan: Plan) -> str:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"
+    return f"{plan.num_devices:,} devices, {mesh}"
+
+
+def _memory(plan: Plan) -> list[tuple[str, float]]:
+    memory = plan.memory
+    return [
+        ("parameters", memory.parameters),
+        ("optimizer", memory.optimizer),
+        ("batch", memory.batch),
+        ("gradients", memory.gradients),
+        ("activations and work", memory.rest),
+    ]
+
+
+def _times(plan: Plan) -> list[tuple[str, float]]:
+    """Seconds of a step, exchanges by the axes they lie along."""
+    cost = plan.roofline
+    parts = [("products", cost.matrix_seconds), ("memory", cost.memory_seconds)]
+    by_axes: dict[str, float] = {}
+    for row in cost.traffic:
+        axes = _axes(row.axes)
+        by_axes[axes] = by_axes.get(axes, 0.0) + row.exposed_seconds
+    shown = {axes: seconds for axes, seconds in by_axes.items() if seconds > 1e-3 * cost.step_seconds}
+    return parts + [(f"exchanges over {axes}", seconds) for axes, seconds in shown.items()]
+
+
+def _axes(axes: Sequence[str]) -> str:
+    return " and ".join(axes) or "one place"
+
+
+def _traffic(plan: Plan) -> list[list[str]]:
+    return [
+        [
+            row.kind,
+            _axes(row.axes),
+            f"{row.group:,}",
+            f"{row.times:,.0f}",
+            _size(row.operand_bytes),
+            _size(row.sent_bytes),
+            f"{row.seconds:.3g} s",
+            f"{row.exposed_seconds:.3g} s",
+        ]
+        for row in plan.roofline.traffic
+    ]
+
+
+def _bar(parts: Sequence[tuple[str, float]], told: Callable[[float], str]) -> str:
+    """Parts of a whole side by side, and below what they are."""
+    total = sum(size for _, size in parts) or 1.0
+    colours = ["var(--grid)" if name == "free" else _COLOURS[i % len(_COLOURS)] for i, (name, _) in enumerate(parts)]
+    strips = "".join(
+        f'<div style="width:{100 * size / total:.3f}%;background:{colour}" title="{escaped(name)}"></div>'
+        for (name, size), colour in zip(parts, colours, strict=True)
+    )
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{escaped(name)} <b>{escaped(told(size))}</b></span>'
+        for (name, size), colour in zip(parts, colours, strict=True)
+    )
+    return f'<div class="inside"><div class="bar">{strips}</div><div class="key">{legend}</div></div>'
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"
