@@ -21,7 +21,7 @@ INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
 
-test: lint types
+test: lint types compilers
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install

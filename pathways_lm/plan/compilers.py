@@ -23,6 +23,8 @@ _TPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Otherwise one process at a time, as if each had the chips.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # What XLA must know of a card: multiprocessors, shared memory of each and of a block, level-2 cache, clock, capability.
 _CARDS = {

@@ -1,0 +1,120 @@
+"""Plans by the compilers of TPUs and GPUs, which need no such device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pathways_lm import configure
+from pathways_lm.config import DataConfig
+from pathways_lm.data.objectives import abstract_batch, make_objective, raw_length
+from pathways_lm.mesh import abstract_mesh
+from pathways_lm.models.inventory import num_active_params, num_params
+from pathways_lm.models.model import Model
+from pathways_lm.plan.compilers import available
+from pathways_lm.plan.machine import parse_machine
+from pathways_lm.plan.plan import DoesNotFitError, make_plan
+from pathways_lm.sharding import make_rules
+
+needs_compilers = pytest.mark.skipif(
+    not all(available(parse_machine(name)) for name in ("v5e:2x2", "h100:1x4")), reason="make compilers"
+)
+
+
+def experiment(path, *changes):
+    return configure.load(f"configs/{path}.py", list(changes))
+
+
+@needs_compilers
+@pytest.mark.parametrize("machine", ["v5e:2x2", "h100:1x4"])
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        ("palm/tiny", ["mesh.data=2", "mesh.tensor=2", "model.unroll=1"]),
+        ("palm/tiny", ["mesh.data=2", "mesh.tensor=2", "model.unroll=1", "mesh.rules=fsdp", "train.microbatches=2"]),
+        ("switch/tiny", ["mesh.data=2", "mesh.expert=2", "model.unroll=1", "model.moe.dispatch=all_to_all"]),
+    ],
+    ids=["palm", "palm-fsdp", "switch"],
+)
+def test_a_step(path, changes, machine):
+    """Arithmetic by PaLM's appendix B, memory of the state by counting, exchanges by the axes that are there."""
+    plan = make_plan(experiment(path, *changes), parse_machine(machine))
+    config = experiment(path, *changes)
+    model = Model(config.model, make_rules(config.mesh.rules, abstract_mesh(config.mesh, 4)))
+    tokens = config.data.batch_size * config.data.sequence_length
+    if path == "palm/tiny":
+        attention = 12 * config.model.num_layers * config.model.num_heads * config.model.head_dim
+        expected = tokens * (6 * num_active_params(model) + attention * config.data.sequence_length) / 4
+        assert plan.model_flops == pytest.approx(expected)
+        # Nothing is computed twice, and nothing but products is counted.
+        assert plan.roofline.flops == pytest.approx(expected, rel=0.02)
+        assert plan.memory.parameters == pytest.approx(4 * num_params(model) / 4, rel=0.05)
+    assert plan.roofline.unknown_loops == 0
+    assert 0 < plan.mfu <= plan.hfu * 1.02 < 1
+    assert plan.memory.fits
+    axes = {axis for row in plan.roofline.traffic for axis in row.axes}
+    assert axes == set(plan.mesh)
+    kinds = {row.kind for row in plan.roofline.traffic}
+    assert ("all-to-all" in kinds) or path == "palm/tiny"
+    json.dumps(plan.as_json())
+
+
+@needs_compilers
+def test_what_does_not_fit():
+    big = experiment("palm/8b", "mesh.data=4", "data.batch_size=8", "model.remat=block")
+    with pytest.raises(DoesNotFitError, match=r"a device would need [\d.]+ GiB and has [\d.]+, [\d.]+ too little"):
+        make_plan(big, parse_machine("v5e:2x2"))
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix", "span_corruption", "masked"])
+def test_batches_without_a_corpus(objective):
+    """What a batch looks like is what the objective makes."""
+
+    class Words:
+        size, eod_id = 400, 1
+
+    data = DataConfig(objective=objective, extra_ids=100, sequence_length=128, batch_size=4)
+    rows = np.full((data.batch_size, raw_length(data)), 7, np.int32)
+    made = make_objective(data, Words())(rows, range(data.batch_size))
+    told = abstract_batch(data)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch) for batch in (made, told)]
+    assert shapes[0] == shapes[1]
+
+
+def plan(*arguments, where):
+    command = [sys.executable, "-m", "pathways_lm", "plan", *arguments]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300)
+
+
+@needs_compilers
+def test_the_command(tmp_path):
+    config = str(Path("configs/palm/tiny.py").resolve())
+    done = plan(config, "--machine", "v5e:2x2", "--set", "mesh.tensor=2", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "MFU" in done.stdout
+    folder = tmp_path / "runs" / "plans" / "palm-tiny@v5e-2x2"
+    told = json.loads((folder / "plan.json").read_text())
+    assert told["mesh"] == {"data": 2, "tensor": 2}
+    page = (folder / "plan.html").read_text()
+    assert "Exchanges" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--machine", "h10:8x8"], "did you mean 'h100'"),
+        (["--machine", "v5e:2x2", "--set", "mesh.tensor=3"], "mesh.tensor=3"),
+        (["--machine", "v5e:2x2", "--set", "mesh.data=2"], "takes 2 of 4 devices"),
+    ],
+)
+@needs_compilers
+def test_bad_input(arguments, words, tmp_path):
+    done = plan(str(Path("configs/palm/tiny.py").resolve()), *arguments, where=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
