@@ -22,7 +22,6 @@ _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v4-8",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
     # Otherwise one process at a time, as if each had the chips.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
@@ -42,6 +41,7 @@ def platform(machine: Machine) -> str:
 
 def available(machine: Machine) -> bool:
     """Whether the machine's compiler is installed, in this environment or beside it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     beside = str(FOLDER / platform(machine))
     if beside not in sys.path and Path(beside).is_dir():
         sys.path.append(beside)
@@ -55,6 +55,15 @@ def compiler_name(machine: Machine) -> str:
     """The compiler's package and version."""
     package = PACKAGES[platform(machine)]
     return f"{package} {metadata.version(package)}"
+
+
+def compiler_options(machine: Machine) -> dict[str, Any]:
+    """What must be asked of a compiler that cannot try things out.
+
+    Without a card, Triton's matrix products have no measured tile sizes, and some shapes no sizes at all; those of
+    cuBLAS are chosen when they run.
+    """
+    return {} if machine.chip.torus_rank else {"xla_gpu_enable_triton_gemm": False}
 
 
 def described_devices(machine: Machine) -> list[jax.Device]:

@@ -14,7 +14,7 @@ from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
-from pathways_lm.plan.compilers import compiler_name, described_devices, places
+from pathways_lm.plan.compilers import compiler_name, compiler_options, described_devices, places
 from pathways_lm.plan.hlo import parse
 from pathways_lm.plan.machine import Machine
 from pathways_lm.plan.program_cost import segments
@@ -114,7 +114,8 @@ def make_plan(experiment: Experiment, machine: Machine) -> Plan:
     batch = abstract_batch(experiment.data)
     began = time.perf_counter()
     try:
-        compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, batch)
+        step = make_step(model, optimizer, schedule, experiment.train)
+        compiled = compile_step(step, model, optimizer, batch, compiler_options(machine))
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(experiment.name, machine, str(error)) from error
     compile_seconds = time.perf_counter() - began

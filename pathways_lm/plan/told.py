@@ -17,7 +17,8 @@ def in_words(plan: Plan) -> str:
         f"{plan.name} on {plan.machine}: {_layout(plan)} ({plan.compiler}, compiled in {plan.compile_seconds:.0f} s)",
         f"memory of a device  {_gib(memory.peak)} of {_gib(memory.capacity)}: "
         + ", ".join(f"{name} {_gib(size)}" for name, size in _memory(plan)),
-        f"a step              {cost.step_seconds:.3g} s: " + ", ".join(f"{n} {t:.3g}" for n, t in _times(plan)),
+        f"a step              {cost.step_seconds:.3g} s: "
+        + ", ".join(f"{name} {_seconds(time)}" for name, time in _times(plan)),
         f"                    MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}, {plan.tokens_per_second:,.0f} tokens/s"
         + (f", {plan.joules_per_token:.3g} J a token" if plan.joules_per_token else ""),
     ]
@@ -52,7 +53,7 @@ def as_page(plan: Plan) -> str:
     body = [
         head,
         section("Memory", card(_bar([*_memory(plan), *free], _gib)), "Of one device, at the step's fullest moment."),
-        section("Time", card(_bar(_times(plan), lambda seconds: f"{seconds:.3g} s")), _how()),
+        section("Time", card(_bar(_times(plan), _seconds)), _how()),
         section("Exchanges", card(table(_TRAFFIC, _traffic(plan), numbers)), "Of one device in a step."),
     ]
     footer = f"{plan.compiler}, compiled in {plan.compile_seconds:.0f} s"
@@ -108,8 +109,8 @@ def _traffic(plan: Plan) -> list[list[str]]:
             f"{row.times:,.0f}",
             _size(row.operand_bytes),
             _size(row.sent_bytes),
-            f"{row.seconds:.3g} s",
-            f"{row.exposed_seconds:.3g} s",
+            _seconds(row.seconds),
+            _seconds(row.exposed_seconds),
         ]
         for row in plan.roofline.traffic
     ]
@@ -132,6 +133,13 @@ def _bar(parts: Sequence[tuple[str, float]], told: Callable[[float], str]) -> st
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs" if seconds else "0"
 
 
 def _size(size: float) -> str:

@@ -111,10 +111,16 @@ def routing_metrics(config: MoEConfig, routing: RouterSums) -> Metrics:
     }
 
 
-def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformation, example: Batch) -> Any:
+def compile_step(
+    step: Step,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    example: Batch,
+    compiler_options: dict[str, Any] | None = None,
+) -> Any:
     """The step compiled for its mesh and batches like `example`; the old state's memory becomes the new one's."""
     state = abstract_state(model, optimizer)
     rows = model.rules("batch", "length")
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), example)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), model.rules()))
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch).compile(compiler_options)
