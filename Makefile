@@ -50,9 +50,10 @@ peers: install
 	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt torch transformers
 
 # The compilers of TPUs and GPUs, which `pathways-lm plan` runs without such a device. Beside the environment, as on a
-# machine without their devices they would complain at every start; the versions are those of the lock files.
+# machine without their devices they would complain at every start; the versions are those of the lock files. There are
+# some for Linux on x86 only, elsewhere tests of plans are skipped.
 compilers: install
-	@test -e $(VENV)/compilers/installed || { \
+	@test -e $(VENV)/compilers/installed || test "$$(uname -sm)" != "Linux x86_64" || { \
 	grep '^libtpu==' requirements/$(VERSION)-tpu.txt > $(VENV)/tpu.txt && \
 	grep -E '^jax-cuda12-(plugin|pjrt)==' requirements/$(VERSION)-cuda.txt > $(VENV)/cuda.txt && \
 	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/compilers/tpu -r $(VENV)/tpu.txt && \

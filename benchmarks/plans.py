@@ -50,7 +50,7 @@ ROWS = (
     ),
     Row("t5/11b", "v3:16x16", ("mesh.tensor=16", RECOMPUTE)),
     Row("switch/base", "v3:4x4", (RECOMPUTE,)),
-    Row("switch/large", "v3:8x8", (RECOMPUTE, "mesh.expert=32")),
+    Row("switch/large", "v3:4x8", (RECOMPUTE, "mesh.expert=32")),
     Row("switch/xxl", "v4-1024", (RECOMPUTE, "mesh.expert=32", "mesh.tensor=16", BY_INDEX)),
     Row("switch/c", "v4-1024", (RECOMPUTE, BY_INDEX, "model.moe.group_tokens=1024")),
     Row("glam/64b_64e", "v4-1024", ("mesh.tensor=16", RECOMPUTE, BY_INDEX, "train.microbatches=4")),
