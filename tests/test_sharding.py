@@ -24,7 +24,7 @@ def refusal(call, *args) -> str:
 
 
 # Switch section 5.5: experts are spread over devices that also have sequences of their own.
-ROWS_CUT, POOL = ("data", "expert"), ("data", "tensor", "expert")
+ROWS_CUT, POOL = ("pod", "data", "expert"), ("pod", "data", "tensor", "expert")
 
 
 @pytest.mark.parametrize(

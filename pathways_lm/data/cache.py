@@ -173,8 +173,8 @@ def _load(folder: Path, vocabulary: Vocabulary) -> Corpus | None:
 def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> Corpus:
     """Writes the corpus beside `folder` and renames it there, so that no half of one is ever seen."""
     begun = _begun(folder)
-    begun.mkdir(parents=True)
     try:
+        begun.mkdir(parents=True)
         values = {
             "sequence_length": sequence_length,
             "counts": _write_shards(begun, tasks, vocabulary, sequence_length),

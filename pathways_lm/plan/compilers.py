@@ -6,7 +6,7 @@ not into it: on a machine without their devices they would complain at every sta
 
 import os
 import sys
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,13 @@ def platform(machine: Machine) -> str:
 
 def available(machine: Machine) -> bool:
     """Whether the machine's compiler is installed, in this environment or beside it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    beside = str(FOLDER / platform(machine))
-    if beside not in sys.path and Path(beside).is_dir():
-        sys.path.append(beside)
-    try:
-        return util.find_spec(_MODULES[platform(machine)]) is not None
-    except ModuleNotFoundError:
-        return False
+    module = _MODULES[platform(machine)]
+    path = Path(*module.split("."))
+    return any(Path(folder, path).is_dir() for folder in (_beside(machine), *sys.path))
+
+
+def _beside(machine: Machine) -> str:
+    return str(FOLDER / platform(machine))
 
 
 def compiler_name(machine: Machine) -> str:
@@ -70,6 +69,9 @@ def described_devices(machine: Machine) -> list[jax.Device]:
     """The machine's devices, to be compiled for."""
     from jax.experimental import topologies
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if _beside(machine) not in sys.path:
+        sys.path.append(_beside(machine))
     if platform(machine) == "tpu":
         for name, value in _TPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
