@@ -43,7 +43,9 @@ def kill_at_random(micro, run: Path, draw: random.Random, kills: int) -> None:
         with micro.start(*micro.train(run, "train.checkpoint_every=5"), stderr=subprocess.DEVNULL) as process:
             try:
                 if number % 3 == 0:
-                    time.sleep(draw.uniform(0.2, 8))
+                    # On a fast machine, some of these seconds would be enough to come to the end.
+                    at, reached = time.monotonic() + draw.uniform(0.2, 8), logged(run, step)
+                    wait_for(process, lambda at=at, reached=reached: time.monotonic() >= at or reached())
                 else:
                     wait_for(process, (logged, writing)[number % 3 - 1](run, step))
                     time.sleep(draw.uniform(0, 0.05))
