@@ -16,7 +16,7 @@ VENV := .venv
 VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
-.PHONY: train test test-slow test-latest lint types format install peers compilers bench
+.PHONY: train test test-slow test-latest lint types format install peers compilers plans bench
 
 train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
@@ -59,6 +59,10 @@ compilers: install
 	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/compilers/tpu -r $(VENV)/tpu.txt && \
 	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/compilers/cuda -r $(VENV)/cuda.txt && \
 	touch $(VENV)/compilers/installed; }
+
+# The table of docs/plans.md, about half an hour.
+plans: compilers
+	$(VENV)/bin/python -m benchmarks.plans
 
 bench: peers
 	$(VENV)/bin/python -m benchmarks.train_step
