@@ -108,9 +108,9 @@ class Block(nnx.Module):
         def look(h_BLD: Array) -> Array:
             assert scene.memory_BSD is not None and scene.memory_mask_BTS is not None
             sight = Sight(scene.memory_mask_BTS)
-            seen = self.cross(
-                h_BLD, sight, scene.memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show
-            )
+            # It lies so already. From JAX 0.12 on, the gradient of what a scan closes over must be told how it lies.
+            memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
+            seen = self.cross(h_BLD, sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show)
             shown.update(cross_weights_BNTS=seen.weights_BNTS)
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS))
 
