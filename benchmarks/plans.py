@@ -79,7 +79,7 @@ def line(row: Row, plan: dict) -> str:
     if "refused" in plan:
         return f"{first} {plan['refused']} | | | | | | |"
     memory, cost = plan["memory"], plan["roofline"]
-    published = " / ".join(f"{share:.1%}" if share else "-" for share in (row.mfu, row.hfu))
+    published = " / ".join(f"{share:.1%}" if share else "-" for share in (row.mfu, row.hfu)) + f" ({row.source})"
     off = [
         f"{told / said - 1:+.0%}" for told, said in ((plan["mfu"], row.mfu), (plan["hfu"], row.hfu)) if said is not None
     ]

@@ -14,10 +14,13 @@ import logging
 import lzma
 import os
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -175,13 +178,14 @@ def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: 
     begun = _begun(folder)
     try:
         begun.mkdir(parents=True)
-        values = {
-            "sequence_length": sequence_length,
-            "counts": _write_shards(begun, tasks, vocabulary, sequence_length),
-            "rates": sources.sampling_rates({task: splits[TRAIN] for task, splits in tasks.items()}),
-            "yardsticks": _yardsticks(tasks),
-            "file_bytes": {path.name: path.stat().st_size for path in sorted(begun.iterdir())},
-        }
+        with _interruptible():
+            values = {
+                "sequence_length": sequence_length,
+                "counts": _write_shards(begun, tasks, vocabulary, sequence_length),
+                "rates": sources.sampling_rates({task: splits[TRAIN] for task, splits in tasks.items()}),
+                "yardsticks": _yardsticks(tasks),
+                "file_bytes": {path.name: path.stat().st_size for path in sorted(begun.iterdir())},
+            }
         (begun / "corpus.json").write_text(json.dumps(values, indent=1))
         if _load(folder, vocabulary) is None:
             shutil.rmtree(folder, ignore_errors=True)  # damaged
@@ -193,6 +197,28 @@ def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: 
     if corpus is None:
         raise OSError(f"{folder} was damaged while it was written")
     return corpus
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block, at the latest at its end: some of what tensorflow imports catches every exception."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _write_shards(folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: int) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.sharding import NamedSharding, reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.sharding import Rules
@@ -66,9 +68,14 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...], std: f
 
 def ones(shape: tuple[int, ...], dims: tuple[str, ...], rules: Rules) -> nnx.Param:
     """An fp32 parameter of ones."""
-    return nnx.Param(jnp.ones(shape, jnp.float32, out_sharding=rules(*dims)), dims=dims, std=0.0)
+    return nnx.Param(_constant(1, shape, rules(*dims)), dims=dims, std=0.0)
 
 
 def zeros(shape: tuple[int, ...], dims: tuple[str, ...], rules: Rules) -> nnx.Param:
     """An fp32 parameter of zeros."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32, out_sharding=rules(*dims)), dims=dims, std=0.0)
+    return nnx.Param(_constant(0, shape, rules(*dims)), dims=dims, std=0.0)
+
+
+def _constant(value: float, shape: tuple[int, ...], placed: NamedSharding) -> Array:
+    # From JAX 0.12 on, `out_sharding` of a constant is lost under `vmap` on a mesh without devices.
+    return reshard(jnp.full(shape, value, jnp.float32), placed)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pathways_lm.errors import ConfigError
 from pathways_lm.plan.machine import Machine
 
 FOLDER = Path(sys.prefix) / "compilers"
@@ -66,8 +67,7 @@ def compiler_options(machine: Machine) -> dict[str, Any]:
 
 
 def described_devices(machine: Machine) -> list[jax.Device]:
-    """The machine's devices, to be compiled for."""
-    from jax.experimental import topologies
+    """The machine's devices, to be compiled for. Raises ConfigError where its compiler knows no such machine."""
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if _beside(machine) not in sys.path:
@@ -81,10 +81,19 @@ def described_devices(machine: Machine) -> list[jax.Device]:
         if machine.chip.torus_rank == 3:
             options |= {"wrap": tuple(size % 4 == 0 for size in machine.shape)}
         name = f"{'tpu' if machine.chip.name == '7x' else ''}{machine.chip.name}:{'x'.join(map(str, machine.shape))}"
-        return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
+        return _described(machine, name, options)
     islands, each = machine.shape
-    options = {"target_config": _card(machine), "topology": f"1x{islands}x{each}"}
-    return list(topologies.get_topology_desc(topology_name="", platform="cuda", **options).devices)
+    return _described(machine, "", {"target_config": _card(machine), "topology": f"1x{islands}x{each}"})
+
+
+def _described(machine: Machine, name: str, options: dict[str, Any]) -> list[jax.Device]:
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, platform=platform(machine), **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise ConfigError(f"--machine: {compiler_name(machine)} knows no {machine.name}: {said}") from error
 
 
 def places(machine: Machine, devices: np.ndarray) -> np.ndarray:

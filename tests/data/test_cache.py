@@ -1,8 +1,10 @@
+import contextlib
 import gzip
 import json
 import lzma
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -130,6 +132,22 @@ def test_a_ready_cache_needs_no_tensorflow(built):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [f"{corpus.fingerprint} (4, {LENGTH})", "[]"]
+
+
+def test_an_interrupt_that_a_library_swallows(tmp_path, write_json_lines, monkeypatch):
+    """Nothing is left of the corpus, and the command ends."""
+
+    def swallow(tasks):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr(cache, "_yardsticks", swallow)
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(tmp_path), VOCAB_SIZE)
+    assert list((tmp_path / "cache" / "packed").iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_building_writes_nothing_to_the_terminal(tmp_path, write_json_lines):

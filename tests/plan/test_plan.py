@@ -120,6 +120,7 @@ def test_the_command(tmp_path):
     ("arguments", "words"),
     [
         (["--machine", "h10:8x8"], "did you mean 'h100'"),
+        (["--machine", "v5e:3x5"], "knows no v5e:3x5"),
         (["--machine", "v5e:2x2", "--set", "mesh.tensor=3"], "mesh.tensor=3"),
         (["--machine", "v5e:2x2", "--set", "mesh.data=2"], "takes 2 of 4 devices"),
     ],
