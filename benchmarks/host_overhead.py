@@ -25,7 +25,7 @@ from pathways_lm.data.objectives import make_objective
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model
-from pathways_lm.sharding import make_rules
+from pathways_lm.sharding import rules_of
 from pathways_lm.train.log import Log
 from pathways_lm.train.loop import Hooks, Workload, run
 from pathways_lm.train.optimizer import make_optimizer
@@ -57,7 +57,7 @@ def main() -> None:
     experiment = load(
         config, [f"train.num_steps={steps}", "train.eval_every=1000000", "train.checkpoint_every=1000000"]
     )
-    model = Model(experiment.model, make_rules(experiment.mesh.rules, make_mesh(experiment.mesh)))
+    model = Model(experiment.model, rules_of(experiment.mesh, make_mesh(experiment.mesh)))
     schedule = make_schedule(experiment.optimizer, steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     corpus = prepare(experiment.data, experiment.model.vocab_size)

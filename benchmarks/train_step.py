@@ -45,7 +45,7 @@ def ours(model: Model, precision: str, tokens: np.ndarray):
     optimizer = make_optimizer(config, schedule, model)
     train = TrainConfig(num_steps=1, precision=precision, z_loss=0.0)
     inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
-    batch = jax.device_put(Batch(inputs, tokens), model.rules("batch", "length"))
+    batch = jax.device_put(Batch(inputs, tokens), model.rules("batch", None))
     compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, batch)
     state = initial_state(model, optimizer, 0)
 

@@ -214,12 +214,19 @@ class MeshConfig(_Checked):
 
     pod: int = _bounded(1, at_least=-1)
     """Slices that only a data centre's network joins, each with a copy of the parameters."""
+    stage: int = _bounded(1, at_least=-1)
+    """Stages of a pipeline, each with its own layers (see `train.schedule`)."""
     data: int = _bounded(-1, at_least=-1)
     expert: int = _bounded(1, at_least=-1)
     """Along which experts lie apart; it also cuts the batch."""
+    context: int = _bounded(1, at_least=-1)
+    """Along which sequences are cut."""
     tensor: int = _bounded(1, at_least=-1)
     rules: str = "palm_2d"
-    """The layout: `palm_2d`, `fsdp` or `tensor_parallel` (see `pathways_lm.sharding`)."""
+    """The layout: `palm_2d`, `fsdp`, `tensor_parallel` or `sequence_parallel` (see `pathways_lm.sharding`)."""
+    zero: int = _bounded(3, at_least=0, at_most=3)
+    """What lies cut over the devices that share a batch (ZeRO): 0 nothing; 1 the optimizer's state and the fp32
+    parameters, gathered once a step; 2 gradients, too, while they are summed; 3 parameters also while they are used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,16 +15,19 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from pathways_lm.config import MeshConfig
 from pathways_lm.errors import ConfigError
 
+# From the slowest network to the fastest: neighbours on the last axis are neighbours on the machine.
 POD = "pod"
+STAGE = "stage"
 DATA = "data"
 EXPERT = "expert"
+CONTEXT = "context"
 TENSOR = "tensor"
-AXES = (POD, DATA, EXPERT, TENSOR)
+AXES = (POD, STAGE, DATA, EXPERT, CONTEXT, TENSOR)
 
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
-    sizes = {POD: config.pod, DATA: config.data, EXPERT: config.expert, TENSOR: config.tensor}
+    sizes: dict[str, int] = {axis: getattr(config, axis) for axis in AXES}
     given = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
     if given > num_devices:
@@ -59,8 +62,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         inside, outside = (1, *shape[1:]), (shape[0], *(1 for _ in shape[1:]))
         laid = mesh_utils.create_hybrid_device_mesh(inside, outside, chosen, allow_split_physical_axes=True)
     else:
-        laid = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
+        laid = _laid(shape, chosen)
     return Mesh(laid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def _laid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except NotImplementedError:
+        # A torus that no product of its dimensions cuts so: neighbours in JAX's own order, which goes along the torus.
+        return np.array(devices).reshape(shape)
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int = 1) -> AbstractMesh:

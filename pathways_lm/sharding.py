@@ -2,8 +2,9 @@
 
 Layers name dimensions (`'batch'`, `'embed'`, `'heads'`) and a frozen `Rules` value says which mesh
 axes each is cut along. Two kinds of names are told apart: `'embed'` is the model dimension of a
-*parameter*, `'residual'` the model dimension of the *activations* between blocks. `'batch'` is cut
-over the experts' axes, too; `'group'` is what remains of it where tokens lie with their experts.
+*parameter*, `'residual'` the model dimension of the *activations* between blocks, whose length is
+`'residual_length'`, while inside of blocks it is `'length'`. `'batch'` is cut over the experts' axes,
+too; `'group'` is what remains of it where tokens lie with their experts.
 """
 
 from collections.abc import Mapping
@@ -12,51 +13,61 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from pathways_lm.config import Experiment
+from pathways_lm.config import Experiment, MeshConfig
 from pathways_lm.errors import ConfigError, nearest
-from pathways_lm.mesh import DATA, EXPERT, POD, TENSOR
+from pathways_lm.mesh import CONTEXT, DATA, EXPERT, POD, STAGE, TENSOR
 
 Axes = tuple[str, ...]
 
 # Sequences are cut over the expert axis, too: it is a data axis along which experts are spread. It comes last, so that
 # devices which exchange tokens hold neighbouring groups.
 SEQUENCES = (POD, DATA, EXPERT)
+# A pipeline's stages share the embedding table and the logits: no stage waits for the one that would have them.
+EVERYWHERE: Mapping[str, Axes] = {
+    "vocab": (TENSOR, STAGE),
+    "layers": (STAGE,),
+    "stage": (STAGE,),
+    "expert": (EXPERT,),
+    "length": (CONTEXT,),
+    "residual_length": (CONTEXT,),
+}
+BY_TENSOR: Mapping[str, Axes] = {
+    **EVERYWHERE,
+    "batch": SEQUENCES,
+    "heads": (TENSOR,),
+    "mlp": (TENSOR,),
+    "group": (POD, DATA),
+    "embed": (DATA, EXPERT, CONTEXT),
+    "expert_embed": (DATA, CONTEXT),
+}
 
 PRESETS: Mapping[str, Mapping[str, Axes]] = {
     # PaLM section 4, GSPMD's "2D finalized": parameters over both axes, gathered over data when used;
-    # activations between blocks over both axes, gathered over tensor inside a block.
-    "palm_2d": {
-        "batch": SEQUENCES,
-        "residual": (TENSOR,),
-        "embed": (DATA,),
-        "heads": (TENSOR,),
-        "mlp": (TENSOR,),
-        "vocab": (TENSOR,),
-        "expert": (EXPERT,),
-        "group": (POD, DATA),
-    },
-    # ZeRO stage 3: every device has its own sequences and a slice of each parameter.
+    # activations between blocks over both axes, gathered over tensor inside a block. With experts on their axis and
+    # their hidden units on `tensor`, GLaM's (arXiv:2112.06905, section 5.2).
+    "palm_2d": {**BY_TENSOR, "residual": (TENSOR,)},
+    # Every device of `data` and `tensor` has its own sequences.
     "fsdp": {
+        **EVERYWHERE,
+        "vocab": (STAGE,),
         "batch": (POD, DATA, TENSOR, EXPERT),
-        "embed": (DATA, TENSOR),
-        "expert": (EXPERT,),
         "group": (POD, DATA, TENSOR),
+        "embed": (DATA, TENSOR, EXPERT, CONTEXT),
+        "expert_embed": (DATA, TENSOR, CONTEXT),
     },
     # Megatron-LM (arXiv:1909.08053, section 3): parameters cut by heads and columns, activations
     # between blocks whole. Switch (arXiv:2101.03961, section 5.5): experts apart from both.
-    "tensor_parallel": {
-        "batch": SEQUENCES,
-        "heads": (TENSOR,),
-        "mlp": (TENSOR,),
-        "vocab": (TENSOR,),
-        "expert": (EXPERT,),
-        "group": (POD, DATA),
-    },
+    "tensor_parallel": BY_TENSOR,
+    # The same with what lies between blocks cut along the sequence (Korthikanti et al., arXiv:2205.05198, section 4.2.2).
+    "sequence_parallel": {**BY_TENSOR, "residual_length": (CONTEXT, TENSOR)},
 }
 
 NAMES = frozenset(
-    {"batch", "length", "residual", "embed", "heads", "head_dim", "mlp", "vocab", "expert", "group", "norm", "layers"}
+    {"batch", "length", "residual", "residual_length", "embed", "expert_embed", "heads", "head_dim", "mlp", "vocab"}
+    | {"expert", "group", "norm", "layers", "stage"}
 )
+# Names of parameters' dimensions that ZeRO cuts.
+STORED = ("embed", "expert_embed")
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Rules:
 
     mesh: Mesh | AbstractMesh
     table: tuple[tuple[str, Axes], ...]
+    zero: int = 3
+    """ZeRO's stage, see `MeshConfig.zero`."""
 
     def __post_init__(self) -> None:
         for name, axes in self.table:
@@ -81,6 +94,32 @@ class Rules:
 
         Raises ConfigError for an unknown name, and for two dimensions on one mesh axis.
         """
+        return NamedSharding(self.mesh, PartitionSpec(*self._entries(names)))
+
+    def used(self, *names: str | None) -> NamedSharding:
+        """The sharding of a parameter in a product or lookup: whole along the model dimension.
+
+        Along axes on which devices have the same of it, but other tokens, it is `reduced`: its gradient is left as
+        sums of each device's own tokens, to be added over devices once, after all layers and microbatches.
+        """
+        return self._reduced(tuple(None if name in STORED else name for name in names))
+
+    def held(self, *names: str | None) -> NamedSharding:
+        """The sharding of a parameter of a product throughout a step: as stored, or as used where ZeRO gathers once."""
+        return self._reduced(names) if self.zero == 3 else self.used(*names)
+
+    def kept(self, *names: str | None) -> NamedSharding:
+        """The same for other parameters, whose gradients are added over devices where they arise."""
+        return self(*names) if self.zero == 3 else self(*(None if name in STORED else name for name in names))
+
+    def _reduced(self, names: tuple[str | None, ...]) -> NamedSharding:
+        entries = self._entries(names)
+        cut = {axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)}
+        tokens = (*self.axes("batch"), *self.axes("length"))
+        reduced = {axis for axis in tokens if axis not in cut}
+        return NamedSharding(self.mesh, PartitionSpec(*entries, reduced=reduced))
+
+    def _entries(self, names: tuple[str | None, ...]) -> list[str | Axes | None]:
         table = dict(self.table)
         taken: dict[str, str] = {}
         entries: list[str | Axes | None] = []
@@ -98,7 +137,7 @@ class Rules:
                     )
                 taken[axis] = name
             entries.append(axes[0] if len(axes) == 1 else axes or None)
-        return NamedSharding(self.mesh, PartitionSpec(*entries))
+        return entries
 
     def axes(self, name: str) -> Axes:
         """The mesh axes a dimension is cut along."""
@@ -123,11 +162,17 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def make_rules(preset: str, mesh: Mesh | AbstractMesh) -> Rules:
+def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3) -> Rules:
     """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
     if preset not in PRESETS:
         raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
-    return Rules(mesh, tuple(PRESETS[preset].items()))
+    table = {name: () if name in STORED and zero == 0 else axes for name, axes in PRESETS[preset].items()}
+    return Rules(mesh, tuple(table.items()), zero)
+
+
+def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
+    """The rules that a config asks for."""
+    return make_rules(config.rules, mesh, config.zero)
 
 
 def check_fit(experiment: Experiment, rules: Rules) -> None:

@@ -56,7 +56,7 @@ def batch(model):
     rows = Batch(TOKENS, TOKENS, SEGMENTS)
     if model.config.shape == "encoder_decoder":
         rows = rows._replace(encoder_tokens=SOURCE, encoder_segments=SEGMENTS)
-    return jax.device_put(rows, model.rules("batch", "length"))
+    return jax.device_put(rows, model.rules("batch", None))
 
 
 def run(model, params, key=1, **train):

@@ -23,7 +23,7 @@ LIMIT = 1e-5
 END = 7
 
 
-def batch(rows: int = 16, length: int = 10) -> np.ndarray:
+def batch(rows: int = 16, length: int = 16) -> np.ndarray:
     """Random tokens; every row but the first ends in padding, each at another place."""
     tokens = np.random.default_rng(0).integers(1, 264, (rows, length), dtype=np.int32)
     for row in range(rows):
@@ -58,7 +58,7 @@ def specs(arrays):
 
 def gradients(model, params, **train):
     """Gradients of the parameters, and the sums of the batch."""
-    placed = jax.device_put(causal(batch(), END), model.rules("batch", "length"))
+    placed = jax.device_put(causal(batch(), END), model.rules("batch", None))
     return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=10, **train)))(params, placed, None)
 
 
@@ -86,10 +86,11 @@ def test_recomputing_blocks(make, draw, on_one_device, preset, data, tensor):
     assert_close(gradients(model, draw(model)), on_one_device)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize(("preset", "data", "tensor"), [("palm_2d", 4, 2), ("fsdp", 2, 4)])
-def test_microbatches(make, draw, on_one_device, preset, data, tensor):
+def test_microbatches(make, draw, on_one_device, preset, data, tensor, zero):
     """Two parts of eight rows, one for each device under fsdp, against all at once on one device."""
-    model = make(preset, data, tensor)
+    model = make(preset, data, tensor, zero=zero)
     assert_close(gradients(model, draw(model), microbatches=2), on_one_device)
 
 
@@ -111,7 +112,7 @@ def three_updates(model, params, config: OptimizerConfig):
     state = jax.device_put(start, shardings(abstract_state(model, optimizer)))
     for number in range(3):
         tokens = causal(np.roll(batch(), number, axis=1), END)
-        state, metrics = step(state, jax.device_put(tokens, model.rules("batch", "length")))
+        state, metrics = step(state, jax.device_put(tokens, model.rules("batch", None)))
     return state.params, metrics
 
 

@@ -55,7 +55,7 @@ def look(trained: Trained, prompt: str, answer: str) -> tuple[list["Looks"], lis
     def rows(ids: list[int]) -> jax.Array:
         # As many alike as the mesh has places for.
         rows = np.tile(np.array(ids, np.int32), (model.rules.parts("batch"), 1))
-        return jax.device_put(rows, model.rules("batch", "length"))
+        return jax.device_put(rows, model.rules("batch", None))
 
     batch = Batch(rows(tokens), rows(tokens))
     if shape == "encoder_decoder":

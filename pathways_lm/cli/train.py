@@ -24,7 +24,7 @@ from pathways_lm.errors import CheckpointError, UserError
 from pathways_lm.mesh import join_processes, make_mesh
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
-from pathways_lm.sharding import check_fit, make_rules
+from pathways_lm.sharding import check_fit, rules_of
 from pathways_lm.train.flops import flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
 from pathways_lm.train.loop import Workload, run
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     first = jax.process_index() == 0
     console = Console(quiet=not first)
     with folder.writable(), ExitStack() as stack:
-        rules = make_rules(experiment.mesh.rules, make_mesh(experiment.mesh))
+        rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
         check_fit(experiment, rules)
         if first:
             folder.create()
@@ -117,7 +117,7 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     compiled_in = f"compiled the step in {time.perf_counter() - began:.1f} s"
     console.print(compiled_in, highlight=False)
     log.event(step, "resume" if step else "start", "; ".join([compiled_in, *changes]))
-    batches = stack.enter_context(closing(loader.batches(step, model.rules("batch", "length"))))
+    batches = stack.enter_context(closing(loader.batches(step, model.rules("batch", None))))
     workload = Workload(
         tokens_per_step=sum(tokens.size for tokens in read_tokens(loader.example)),
         flops_per_token=flops_per_token(model, loader.example),

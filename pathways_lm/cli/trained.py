@@ -11,7 +11,7 @@ from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.errors import CheckpointError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
-from pathways_lm.sharding import check_fit, make_rules
+from pathways_lm.sharding import check_fit, rules_of
 
 # One device serves a prompt best; more are asked for with --set mesh.tensor=4.
 ONE_DEVICE = ("mesh.pod=1", "mesh.data=1", "mesh.expert=1", "mesh.tensor=1")
@@ -34,7 +34,7 @@ def load_trained(run: str, overrides: list[str]) -> Trained:
     """
     folder = RunFolder(run)
     experiment = override(folder.experiment(), [*ONE_DEVICE, *overrides])
-    rules = make_rules(experiment.mesh.rules, make_mesh(experiment.mesh))
+    rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
     check_fit(experiment, rules)
     if not (folder.path / "checkpoints").is_dir():
         raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")

@@ -37,7 +37,7 @@ class Perplexity:
         return figures if num_bytes is None else figures | {"bits_per_byte": nll / math.log(2) / num_bytes}
 
     def _place(self, batch: Batch) -> Batch:
-        sharding = self._rules("batch", "length")
+        sharding = self._rules("batch", None)
 
         def place(leaf: np.ndarray) -> Array:
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

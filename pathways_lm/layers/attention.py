@@ -106,8 +106,9 @@ class Attention(nnx.Module):
         if config.remat == "attention":
             attend = jax.checkpoint(attend)
         a_BTNH = attend(q_BTNH, keys, values, sight)
-        out_NHD = reshard(self.out[...], rules("heads", None, None))
-        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=rules("batch", "length", "residual"))
+        stream = rules("batch", "residual_length", "residual")
+        out_NHD = reshard(self.out[...], rules.used("heads", None, None))
+        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=stream)
         if config.bias:
             y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
         weights = _by_head(weigh(q_BTNH, keys, sight), rules) if show_weights else None
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
     def _project(self, x_BLD: Array, name: str, heads: str | None) -> Array:
         """[B, L, heads, H]"""
         rules = self.rules
-        kernel_DNH = reshard(getattr(self, name)[...], rules(None, heads, None))
+        kernel_DNH = reshard(getattr(self, name)[...], rules.used(None, heads, None))
         y = jnp.einsum("bld,dnh->blnh", x_BLD, kernel_DNH, out_sharding=rules("batch", "length", heads, None))
         return y + getattr(self, f"{name}_bias")[...] if self.config.bias else y
 

@@ -16,7 +16,7 @@ class Embedding(nnx.Module):
     """A table from tokens to the model dimension, which is the kernel of a tied head, too (PaLM sections 2 and 5.1)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
-        self.table = Init(config, rules).table(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"))
+        self.table = Init(config, rules).table(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"), True)
         self.config = config
         self.rules = rules
 
@@ -24,8 +24,9 @@ class Embedding(nnx.Module):
         """[B, L, D], cut as the residual stream."""
         # Whole along the model dimension first: a lookup straight into a cut one makes the TPU
         # compiler combine reductions over groups of several sizes, which it refuses.
-        x_BLD = self.table[...].at[tokens_BL].get(out_sharding=self.rules("batch", "length", None))
-        return reshard(x_BLD, self.rules("batch", "length", "residual"))
+        table_VD = reshard(self.table[...], self.rules.used("vocab", None))
+        x_BLD = table_VD.at[tokens_BL].get(out_sharding=self.rules("batch", "length", None))
+        return reshard(x_BLD, self.rules("batch", "residual_length", "residual"))
 
     def decode(self, x_BLD: Array) -> Array:
         """Logits [B, L, V], cut along the vocabulary, by the table itself."""
@@ -49,7 +50,7 @@ class Head(nnx.Module):
 def _logits(x_BLD: Array, kernel: Array, dims: str, config: ModelConfig, rules: Rules) -> Array:
     scale = config.embed_dim**-0.5 if config.scaled_logits else 1.0
     x_BLD = reshard(x_BLD * scale, rules("batch", "length", None))
-    kernel = reshard(kernel, rules(*("vocab" if dim == "v" else None for dim in dims)))
+    kernel = reshard(kernel, rules.used(*("vocab" if dim == "v" else None for dim in dims)))
     return jnp.einsum(f"bld,{dims}->blv", x_BLD, kernel, out_sharding=rules("batch", "length", "vocab"))
 
 
@@ -70,7 +71,9 @@ class MaskedHead(nnx.Module):
         """Logits [B, L, V], cut along the vocabulary."""
         whole = self.rules("batch", "length", None)
         x_BLD = reshard(x_BLD, whole)
-        h_BLD = jnp.einsum("bld,de->ble", x_BLD, reshard(self.dense[...], self.rules(None, None)), out_sharding=whole)
+        h_BLD = jnp.einsum(
+            "bld,de->ble", x_BLD, reshard(self.dense[...], self.rules.used(None, None)), out_sharding=whole
+        )
         h_BLD = self.norm(self.activation(h_BLD + self.dense_bias[...]))
         return embedding.decode(h_BLD) + self.bias[...].astype(h_BLD.dtype)
 
@@ -88,7 +91,9 @@ class Pooler(nnx.Module):
         """[B, D]"""
         first_BD = reshard(x_BLD, self.rules("batch", "length", None))[:, 0]
         whole = self.rules("batch", None)
-        y_BD = jnp.einsum("bd,de->be", first_BD, reshard(self.kernel[...], self.rules(None, None)), out_sharding=whole)
+        y_BD = jnp.einsum(
+            "bd,de->be", first_BD, reshard(self.kernel[...], self.rules.used(None, None)), out_sharding=whole
+        )
         return jnp.tanh(y_BD + self.bias[...])
 
 
@@ -102,5 +107,5 @@ class Order(nnx.Module):
 
     def __call__(self, pooled_BD: Array) -> Array:
         """[B, 2]"""
-        kernel_D2 = reshard(self.kernel[...], self.rules(None, None))
+        kernel_D2 = reshard(self.kernel[...], self.rules.used(None, None))
         return jnp.einsum("bd,de->be", pooled_BD, kernel_D2, out_sharding=self.rules("batch", None)) + self.bias[...]

@@ -70,13 +70,13 @@ class MLP(nnx.Module):
         else:
             hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
         hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key)
-        down_FD = reshard(self.down[...], rules("mlp", None))
-        out = rules("batch", "length", "residual")
+        down_FD = reshard(self.down[...], rules.used("mlp", None))
+        out = rules("batch", "residual_length", "residual")
         y_BLD = jnp.einsum("blf,fd->bld", hidden_BLF, down_FD, out_sharding=out)
         return y_BLD + reshard(self.down_bias[...], rules("residual")) if config.bias else y_BLD
 
     def _into(self, h_BLD: Array, name: str) -> Array:
         rules = self.rules
-        kernel_DF = reshard(getattr(self, name)[...], rules(None, "mlp"))
+        kernel_DF = reshard(getattr(self, name)[...], rules.used(None, "mlp"))
         hidden_BLF = jnp.einsum("bld,df->blf", h_BLD, kernel_DF, out_sharding=rules("batch", "length", "mlp"))
         return hidden_BLF + getattr(self, f"{name}_bias")[...] if self.config.bias else hidden_BLF

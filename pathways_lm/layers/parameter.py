@@ -42,10 +42,10 @@ class Init:
         depth = 2 * self.config.num_layers if self.config.init == "megatron" else 1
         return self._draw(rngs, shape, dims, self._std(inputs) * depth**-0.5)
 
-    def table(self, rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
+    def table(self, rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...], product: bool = False) -> nnx.Param:
         """An embedding table."""
         std = self.config.init_std if self.config.init == "megatron" else 1.0
-        return normal(rngs, shape, dims, std, self.rules)
+        return normal(rngs, shape, dims, std, self.rules, product)
 
     def _std(self, inputs: int) -> float:
         if self.config.init == "megatron":
@@ -54,26 +54,33 @@ class Init:
 
     def _draw(self, rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...], std: float) -> nnx.Param:
         if self.config.init != "truncated_fan_in":
-            return normal(rngs, shape, dims, std, self.rules)
+            return normal(rngs, shape, dims, std, self.rules, product=True)
         placed = self.rules(*dims)
         value = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32, out_sharding=placed)
-        return nnx.Param(value * (std / TRUNCATED_STD), dims=dims, std=std)
+        return nnx.Param(value * (std / TRUNCATED_STD), dims=dims, std=std, product=True)
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...], std: float, rules: Rules) -> nnx.Param:
-    """An fp32 parameter from N(0, std^2). `dims` names its dimensions for the sharding rules."""
+def normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str, ...], std: float, rules: Rules, product: bool = False
+) -> nnx.Param:
+    """An fp32 parameter from N(0, std^2).
+
+    Args:
+      dims: names its dimensions for the sharding rules.
+      product: the parameter enters matrix products or lookups of tokens only, as `Rules.used` lays it.
+    """
     value = std * jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=rules(*dims))
-    return nnx.Param(value, dims=dims, std=std)
+    return nnx.Param(value, dims=dims, std=std, product=product)
 
 
 def ones(shape: tuple[int, ...], dims: tuple[str, ...], rules: Rules) -> nnx.Param:
     """An fp32 parameter of ones."""
-    return nnx.Param(_constant(1, shape, rules(*dims)), dims=dims, std=0.0)
+    return nnx.Param(_constant(1, shape, rules(*dims)), dims=dims, std=0.0, product=False)
 
 
 def zeros(shape: tuple[int, ...], dims: tuple[str, ...], rules: Rules) -> nnx.Param:
     """An fp32 parameter of zeros."""
-    return nnx.Param(_constant(0, shape, rules(*dims)), dims=dims, std=0.0)
+    return nnx.Param(_constant(0, shape, rules(*dims)), dims=dims, std=0.0, product=False)
 
 
 def _constant(value: float, shape: tuple[int, ...], placed: NamedSharding) -> Array:

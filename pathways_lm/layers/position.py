@@ -80,4 +80,4 @@ class Table(nnx.Module):
         """[B, L, D], cut as the residual stream. B may be 1."""
         batch = "batch" if ids_BL.shape[0] > 1 else None
         whole_BLD = self.table[...].at[jnp.maximum(ids_BL, 0)].get(out_sharding=self.rules(batch, "length", None))
-        return jax.sharding.reshard(whole_BLD, self.rules(batch, "length", "residual"))
+        return jax.sharding.reshard(whole_BLD, self.rules(batch, "residual_length", "residual"))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.models.transformer import SHAPES
@@ -35,12 +35,25 @@ class Model:
         self.graphdef = graphdefs[0]
         traced = nnx.to_pure_dict(self.variables)
         self.abstract: Params = jax.tree.map(lambda leaf: on_mesh(leaf, rules.mesh), traced)
+        is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+        self._held = nnx.to_pure_dict(jax.tree.map(self._holding, self.variables, is_leaf=is_variable))
 
     def initialise(self, seed: int) -> Params:
         """Parameters drawn from `seed`: the same numbers on every mesh."""
         assert isinstance(self.rules.mesh, Mesh)
         on_mesh = jax.device_put(jnp.uint32(seed), self.rules())
         return jax.jit(lambda seed: nnx.to_pure_dict(self._build(seed)))(on_mesh)
+
+    def _holding(self, variable: nnx.Variable) -> NamedSharding:
+        layers = len(variable.get_value().shape) - len(variable.dims)
+        stack = variable.get_value().sharding.spec.partitions[:layers]
+        held = self.rules.held(*variable.dims) if variable.product else self.rules.kept(*variable.dims)
+        spec = held.spec
+        return NamedSharding(self.rules.mesh, PartitionSpec(*stack, *spec.partitions, reduced=spec.reduced))
+
+    def hold(self, params: Params) -> Params:
+        """Parameters as they lie throughout a step (`Rules.held`). Gradients of these are sums still to be added."""
+        return jax.tree.map(reshard, params, self._held)
 
     def bind(self, params: Params) -> Any:
         """The module with these parameters, to be called inside a jitted function."""

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.layers.attention import KeyValue
@@ -47,6 +49,11 @@ class Transformer(nnx.Module):
         if not config.tied_head:
             self.head = Head(config, rngs, rules)
         self.config = config
+        self.rules = rules
+
+    def whole(self, batch: Batch) -> Batch:
+        """The batch's rows whole along their length: where a token stands depends on those before it."""
+        return jax.tree.map(lambda leaf: reshard(leaf, self.rules("batch", None)), batch)
 
     def embed(self, tokens_BL: Array, places: Places, key: Array | None, types_BL: Array | None = None) -> Array:
         """Tokens, positions and types, [B, L, D], cut as the residual stream."""
@@ -74,6 +81,7 @@ class Decoder(Transformer):
 
     def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
         """Logits of the token after each of `batch.tokens`."""
+        batch = self.whole(batch)
         places = in_order(batch.tokens.shape[1], batch.segments, batch.prefix)
         x = self.embed(batch.tokens, places, site(key, 0))
         x, told = self.decoder(x, places, places, key=site(key, 1), show=show)
@@ -112,6 +120,7 @@ class EncoderDecoder(Transformer):
     def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
         """Logits of the token after each of `batch.tokens`, given `batch.encoder_tokens`."""
         assert batch.encoder_tokens is not None
+        batch = self.whole(batch)
         read = in_order(batch.encoder_tokens.shape[1], batch.encoder_segments)
         memory = self.embed(batch.encoder_tokens, read, site(key, 0))
         memory, encoded = self.encoder(memory, read, read, key=site(key, 1), show=show)
@@ -135,6 +144,7 @@ class Encoder(Transformer):
 
     def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
         """Logits of the token that stood in place of each of `batch.tokens`."""
+        batch = self.whole(batch)
         places = in_order(batch.tokens.shape[1], batch.segments)
         x = self.embed(batch.tokens, places, site(key, 0), batch.token_types)
         x, told = self.encoder(x, places, places, key=site(key, 1), show=show)

@@ -19,7 +19,7 @@ from pathways_lm.plan.hlo import parse
 from pathways_lm.plan.machine import Machine
 from pathways_lm.plan.program_cost import segments
 from pathways_lm.plan.roofline import Roofline, roofline
-from pathways_lm.sharding import check_fit, make_rules
+from pathways_lm.sharding import check_fit, rules_of
 from pathways_lm.train.flops import flops_per_token, read_tokens
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
@@ -106,7 +106,7 @@ def make_plan(experiment: Experiment, machine: Machine) -> Plan:
     DoesNotFitError where it runs out of memory.
     """
     mesh = make_mesh(experiment.mesh, described_devices(machine))
-    rules = make_rules(experiment.mesh.rules, mesh)
+    rules = rules_of(experiment.mesh, mesh)
     check_fit(experiment, rules)
     model = Model(experiment.model, rules)
     schedule = make_schedule(experiment.optimizer, experiment.train.num_steps)

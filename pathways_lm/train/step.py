@@ -47,31 +47,50 @@ def gradient_sums(
             total = total + routing_loss(moe, sums.routing, share)
         return total, sums
 
-    differentiate = jax.grad(loss, has_aux=True)
+    held = model.hold(policy.cast(params))
+
+    def differentiate(part: Batch, key: Array | None) -> tuple[Params, Sums]:
+        grads, sums = jax.grad(loss, has_aux=True)(held, part, key)
+        return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), sums
+
     if config.microbatches == 1:
-        return differentiate(params, batch, site(key, 0))
+        grads, sums = differentiate(batch, site(key, 0))
+        return jax.tree.map(_settle, grads, params), sums
 
     M = config.microbatches
 
     def parts(leaf: Array) -> Array:
         # Every M-th row, so that each device keeps the rows it has.
         B, L = leaf.shape
-        rows = model.rules("batch", None, "length")
+        rows = model.rules("batch", None, None)
         return jnp.swapaxes(jnp.reshape(leaf, (B // M, M, L), out_sharding=rows), 0, 1)
 
     def accumulate(total: tuple[Params, Sums], each: tuple[Batch, Array]) -> tuple[tuple[Params, Sums], None]:
         part, number = each
         own = None if key is None else jax.random.fold_in(key, number)
-        return jax.tree.map(jnp.add, total, differentiate(params, part, own)), None
-
-    def zero(traced: jax.ShapeDtypeStruct) -> Array:
-        value = jnp.zeros(traced.shape, traced.dtype)
-        return value if traced.sharding is None else reshard(value, traced.sharding)
+        grads, sums = differentiate(part, own)
+        if model.rules.zero == 2:
+            grads = jax.tree.map(_settle, grads, params)
+        return jax.tree.map(jnp.add, total, (grads, sums)), None
 
     microbatches = jax.tree.map(parts, batch)
     first = jax.tree.map(lambda leaf: leaf[0], microbatches)
-    start = jax.tree.map(zero, jax.eval_shape(differentiate, params, first, key))
-    return jax.lax.scan(accumulate, start, (microbatches, jnp.arange(M)))[0]
+    grads, sums = jax.eval_shape(differentiate, first, key)
+    start = jax.tree.map(zeros_like, (params if model.rules.zero == 2 else grads, sums))
+    grads, sums = jax.lax.scan(accumulate, start, (microbatches, jnp.arange(M)))[0]
+    return jax.tree.map(_settle, grads, params), sums
+
+
+def zeros_like(of: Array | jax.ShapeDtypeStruct) -> Array:
+    """Zeros that lie as `of`, also where that is sums still to be added over devices."""
+    kind = jax.typeof(of) if isinstance(of, Array) else of
+    value = jnp.zeros(kind.shape, kind.dtype)
+    return value if kind.sharding is None else reshard(value, kind.sharding)
+
+
+def _settle(grad: Array, param: Array) -> Array:
+    """The gradient added over devices, cut as its parameter is stored."""
+    return reshard(grad, jax.typeof(param).sharding)
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: TrainConfig) -> Step:
@@ -120,7 +139,7 @@ def compile_step(
 ) -> Any:
     """The step compiled for its mesh and batches like `example`; the old state's memory becomes the new one's."""
     state = abstract_state(model, optimizer)
-    rows = model.rules("batch", "length")
+    rows = model.rules("batch", None)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), example)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), model.rules()))
     return jitted.lower(state, batch).compile(compiler_options)

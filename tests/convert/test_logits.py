@@ -80,7 +80,7 @@ def test_packed_and_padded(published, ours):
     """Rows that hold several documents and padding: each document as if it were alone."""
     family, torch_model, _ = published
     model, params = ours
-    placed = jax.device_put(batch(family), model.rules("batch", "length"))
+    placed = jax.device_put(batch(family), model.rules("batch", None))
     logits = np.asarray(jax.jit(lambda p, b: model.bind(p)(b).logits_BLV)(params, placed))
     for row, at in documents():
         with torch.no_grad():
@@ -104,7 +104,7 @@ def test_padded_with_a_mask(published, ours):
             expected = torch_model(input_ids=tokens, attention_mask=mask).prediction_logits.numpy()
         else:
             expected = torch_model(input_ids=tokens, attention_mask=mask).logits.numpy()
-    placed = jax.device_put(given, model.rules("batch", "length"))
+    placed = jax.device_put(given, model.rules("batch", None))
     logits = np.asarray(jax.jit(lambda p, b: model.bind(p)(b).logits_BLV)(params, placed))
     seen = np.asarray(given.segments) == 1
     assert error(logits[seen], expected[seen]) <= 1e-4
@@ -116,9 +116,7 @@ def test_pooler_and_order(published, ours):
         pytest.skip("only BERT pools")
     model, params = ours
     given = Batch(TOKENS, TOKENS)
-    output = jax.jit(lambda p, b: model.bind(p)(b).order_B2)(
-        params, jax.device_put(given, model.rules("batch", "length"))
-    )
+    output = jax.jit(lambda p, b: model.bind(p)(b).order_B2)(params, jax.device_put(given, model.rules("batch", None)))
     with torch.no_grad():
         expected = torch_model(input_ids=torch.tensor(TOKENS.astype(np.int64))).seq_relationship_logits.numpy()
     assert error(np.asarray(output), expected) <= 1e-4
@@ -134,7 +132,7 @@ def test_gradients(published, ours):
     def loss(params, given):
         return (model.bind(params)(given).logits_BLV * weights).sum()
 
-    placed = jax.device_put(batch(family), model.rules("batch", "length"))
+    placed = jax.device_put(batch(family), model.rules("batch", None))
     grads = jax.device_get(jax.jit(jax.grad(loss))(params, placed))
     torch_model.zero_grad()
     total = sum(

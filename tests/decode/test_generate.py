@@ -33,7 +33,7 @@ def uncached(model, params) -> Callable[[list[int]], np.ndarray]:
         # Padding stands behind the sequence, where no position of it looks.
         tokens = np.zeros((model.rules.parts("batch"), 64), np.int32)
         tokens[:, 1 : len(sequence) + 1] = sequence
-        return np.asarray(call(params, jax.device_put(tokens, model.rules("batch", "length"))))[0, len(sequence)]
+        return np.asarray(call(params, jax.device_put(tokens, model.rules("batch", None))))[0, len(sequence)]
 
     return last
 

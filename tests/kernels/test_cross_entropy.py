@@ -37,7 +37,7 @@ def test_against_numpy(scale, data, tensor):
     logits, targets = inputs(scale)
     rules = make_rules("palm_2d", make_mesh(MeshConfig(data=data, tensor=tensor)))
     placed = jax.device_put(logits, rules("batch", "length", "vocab"))
-    placed_targets = jax.device_put(targets, rules("batch", "length"))
+    placed_targets = jax.device_put(targets, rules("batch", None))
 
     def total(logits):
         nll, log_z = cross_entropy(logits, placed_targets)

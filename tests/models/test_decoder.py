@@ -64,7 +64,7 @@ TOKENS = np.random.default_rng(1).integers(0, 264, (2, 12), dtype=np.int32)
 
 
 def logits(model, params, tokens):
-    placed = jax.device_put(Batch(tokens, tokens), model.rules("batch", "length"))
+    placed = jax.device_put(Batch(tokens, tokens), model.rules("batch", None))
     return np.asarray(jax.jit(lambda params, batch: model.bind(params)(batch).logits_BLV)(params, placed))
 
 
@@ -128,7 +128,7 @@ def without_recomputing(make, draw):
 
 def gradients(make, draw, **changes):
     model = make(**changes)
-    batch = jax.device_put(Batch(TOKENS, TOKENS), model.rules("batch", "length"))
+    batch = jax.device_put(Batch(TOKENS, TOKENS), model.rules("batch", None))
     return jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))(draw(model), batch, None)
 
 
@@ -146,7 +146,7 @@ def test_recomputing_saves_memory(make):
 
     def temporary_bytes(remat):
         model = make(num_layers=16, remat=remat)
-        tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32, sharding=model.rules("batch", "length"))
+        tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32, sharding=model.rules("batch", None))
         lowered = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1))).lower(
             model.abstract, Batch(tokens, tokens), None
         )

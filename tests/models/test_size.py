@@ -15,7 +15,7 @@ from pathways_lm.models import presets
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.inventory import as_json, as_text, inventory, num_active_params, num_params
 from pathways_lm.models.model import Model
-from pathways_lm.sharding import make_rules
+from pathways_lm.sharding import make_rules, rules_of
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import abstract_state
@@ -33,7 +33,7 @@ def model_of(name: str) -> Model:
     mesh = experiment.mesh
     devices = 4 * mesh.expert * mesh.tensor
     abstract = abstract_mesh(MeshConfig(data=4, expert=mesh.expert, tensor=mesh.tensor), devices)
-    return Model(experiment.model, make_rules(mesh.rules, abstract))
+    return Model(experiment.model, rules_of(mesh, abstract))
 
 
 def golden(model: Model) -> str:
@@ -75,7 +75,7 @@ def program(num_layers: int, remat: str) -> str:
     model = Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig(data=1))))
     schedule = make_schedule(OptimizerConfig(), 1)
     optimizer = make_optimizer(OptimizerConfig(), schedule, model)
-    tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32, sharding=model.rules("batch", "length"))
+    tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32, sharding=model.rules("batch", None))
     step = make_step(model, optimizer, schedule, TrainConfig(num_steps=1))
     traced = jax.jit(step).trace(abstract_state(model, optimizer), Batch(tokens, tokens))
     return traced.lower(lowering_platforms=("cpu",)).as_text()

@@ -18,7 +18,7 @@ from pathways_lm.models.inventory import num_active_params, num_params
 from pathways_lm.models.model import Model
 from pathways_lm.plan.compilers import available
 from pathways_lm.plan.machine import parse_machine
-from pathways_lm.sharding import make_rules
+from pathways_lm.sharding import rules_of
 
 needs_compilers = pytest.mark.skipif(
     not all(available(parse_machine(name)) for name in ("v5e:2x2", "h100:1x4")), reason="make compilers"
@@ -59,7 +59,7 @@ def test_a_step(path, changes, machine, tmp_path):
     told = planned(path, machine, changes, tmp_path)
     cost = told["roofline"]
     config = experiment(path, *changes)
-    model = Model(config.model, make_rules(config.mesh.rules, abstract_mesh(config.mesh, 4)))
+    model = Model(config.model, rules_of(config.mesh, abstract_mesh(config.mesh, 4)))
     tokens = config.data.batch_size * config.data.sequence_length
     if path == "palm/tiny":
         attention = 12 * config.model.num_layers * config.model.num_heads * config.model.head_dim

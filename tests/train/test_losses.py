@@ -26,7 +26,7 @@ def batch() -> np.ndarray:
 
 
 def sums(model, params, tokens):
-    placed = jax.device_put(causal(tokens, END), model.rules("batch", "length"))
+    placed = jax.device_put(causal(tokens, END), model.rules("batch", None))
     return jax.device_get(jax.jit(partial(loss_sums, model, POLICIES["fp32"]))(params, placed))
 
 
@@ -35,7 +35,7 @@ def test_sums_are_those_of_numpy(make, draw):
     model, tokens = make(), batch()
     params = draw(model)
     shifted = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
-    placed = jax.device_put(Batch(shifted, tokens), model.rules("batch", "length"))
+    placed = jax.device_put(Batch(shifted, tokens), model.rules("batch", None))
     logits = np.asarray(jax.jit(lambda p, b: model.bind(p)(b).logits_BLV)(params, placed), np.float64)
     nll = log_z_squared = count = 0
     for row in range(8):
@@ -65,7 +65,7 @@ def at_once(make, draw):
 
 def gradients(make, draw, microbatches):
     model = make()
-    tokens = jax.device_put(causal(batch(), END), model.rules("batch", "length"))
+    tokens = jax.device_put(causal(batch(), END), model.rules("batch", None))
     config = TrainConfig(num_steps=1, microbatches=microbatches)
     return jax.device_get(jax.jit(partial(gradient_sums, model, config))(draw(model), tokens, None))
 

@@ -30,7 +30,7 @@ def test_bf16_gradients_are_fp32_and_near(make, draw):
     model = make()
     params = draw(model)
     tokens = np.random.default_rng(0).integers(1, 264, (8, 12), dtype=np.int32)
-    tokens = jax.device_put(causal(tokens, 7), model.rules("batch", "length"))
+    tokens = jax.device_put(causal(tokens, 7), model.rules("batch", None))
     results = {}
     for name in ("fp32", "bf16"):
         results[name] = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1, precision=name)))(
@@ -47,7 +47,7 @@ def test_bf16_gradients_are_fp32_and_near(make, draw):
 def test_bf16_products_and_fp32_softmax(make, draw):
     """Read in the traced program: every product of matrices takes bf16, every exponential fp32."""
     model = make()
-    tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32, sharding=model.rules("batch", "length"))
+    tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32, sharding=model.rules("batch", None))
     forward = jax.jit(
         lambda params, tokens: model.bind(POLICIES["bf16"].cast(params))(Batch(tokens, tokens)).logits_BLV
     )

@@ -60,7 +60,7 @@ def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, layout):
     workload = Workload(tokens_per_step=ROWS * LENGTH, flops_per_token=1.0, peak_flops=None)
 
     def go(state, store, log):
-        feed = batches(int(state.step), model.rules("batch", "length"))
+        feed = batches(int(state.step), model.rules("batch", None))
         return jax.device_get(run(config, state, step, feed, store, {}, log, workload, hooks)[0])
 
     store, whole = Store(tmp_path, kept=5), Rows()

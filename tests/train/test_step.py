@@ -49,7 +49,7 @@ def place(parts, start):
 
 
 def tokens(model):
-    return jax.device_put(causal(ROWS, END), model.rules("batch", "length"))
+    return jax.device_put(causal(ROWS, END), model.rules("batch", None))
 
 
 def test_first_state(parts, start):

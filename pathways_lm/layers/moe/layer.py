@@ -34,9 +34,9 @@ class MoE(nnx.Module):
         self.gated = activation in GATES
         self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D)
         if self.gated:
-            self.gate = init.kernel(rngs, (E, D, F), ("expert", "embed", "mlp"), D)
-        self.up = init.kernel(rngs, (E, D, F), ("expert", "embed", "mlp"), D)
-        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "embed"), F)
+            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D)
+        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D)
+        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F)
         self.body = Body(GATES[activation] if self.gated else ACTIVATIONS[activation], moe.dropout)
         self.config = moe
         self.rules = rules
@@ -73,7 +73,7 @@ class MoE(nnx.Module):
         )
         y_BLD = jnp.reshape(y_GSD, (B, L, D), out_sharding=rules("batch", "length", None))
         gates_BLE = jnp.reshape(_served(routing, config.num_experts), (B, L, config.num_experts), out_sharding=cut)
-        return reshard(y_BLD, rules("batch", "length", "residual")), sums, gates_BLE
+        return reshard(y_BLD, rules("batch", "residual_length", "residual")), sums, gates_BLE
 
     def _groups(self, B: int, L: int, training: bool) -> tuple[int, int]:
         """How many groups, of how many tokens: as many whole sequences, or as long a part of one, as stay within the
@@ -98,12 +98,12 @@ class MoE(nnx.Module):
             low, high = 1 - self.config.jitter, 1 + self.config.jitter
             cut = self.rules("batch", None, None)
             wide_GSD = wide_GSD * jax.random.uniform(key, x_GSD.shape, minval=low, maxval=high, out_sharding=cut)
-        router_DE = reshard(self.router[...], self.rules(None, None))
+        router_DE = reshard(self.router[...], self.rules.used(None, None))
         return jnp.einsum("gsd,de->gse", wide_GSD, router_DE, out_sharding=self.rules("batch", None, None))
 
     def _experts(self) -> Experts:
         rules = self.rules
-        inward, outward = rules("expert", None, "mlp"), rules("expert", "mlp", None)
+        inward, outward = rules.used("expert", None, "mlp"), rules.used("expert", "mlp", None)
         gate = reshard(self.gate[...], inward) if self.gated else None
         return Experts(gate, reshard(self.up[...], inward), reshard(self.down[...], outward))
 
