@@ -58,7 +58,7 @@ PRESETS: Mapping[str, Mapping[str, Axes]] = {
     # Megatron-LM (arXiv:1909.08053, section 3): parameters cut by heads and columns, activations
     # between blocks whole. Switch (arXiv:2101.03961, section 5.5): experts apart from both.
     "tensor_parallel": BY_TENSOR,
-    # The same with what lies between blocks cut along the sequence (Korthikanti et al., arXiv:2205.05198, section 4.2.2).
+    # The same with what lies between blocks cut along the sequence (Korthikanti, arXiv:2205.05198, section 4.2.2).
     "sequence_parallel": {**BY_TENSOR, "residual_length": (CONTEXT, TENSOR)},
 }
 
@@ -68,6 +68,8 @@ NAMES = frozenset(
 )
 # Names of parameters' dimensions that ZeRO cuts.
 STORED = ("embed", "expert_embed")
+# Dimensions of activations that count tokens.
+TOKENS = ("batch", "length")
 
 
 @dataclass(frozen=True)
@@ -96,28 +98,37 @@ class Rules:
         """
         return NamedSharding(self.mesh, PartitionSpec(*self._entries(names)))
 
-    def used(self, *names: str | None) -> NamedSharding:
+    def used(self, *names: str | None, tokens: tuple[str, ...] = TOKENS) -> NamedSharding:
         """The sharding of a parameter in a product or lookup: whole along the model dimension.
 
         Along axes on which devices have the same of it, but other tokens, it is `reduced`: its gradient is left as
         sums of each device's own tokens, to be added over devices once, after all layers and microbatches.
+
+        Args:
+          tokens: the dimensions of the activations over which the gradient sums.
         """
-        return self._reduced(tuple(None if name in STORED else name for name in names))
+        entries = self._entries(tuple(None if name in STORED else name for name in names))
+        return NamedSharding(self.mesh, PartitionSpec(*entries, reduced=self._summed(entries, tokens)))
 
-    def held(self, *names: str | None) -> NamedSharding:
-        """The sharding of a parameter of a product throughout a step: as stored, or as used where ZeRO gathers once."""
-        return self._reduced(names) if self.zero == 3 else self.used(*names)
+    def held(self, *names: str | None, tokens: tuple[str, ...] = TOKENS) -> NamedSharding:
+        """The sharding of a parameter throughout a step: as stored, or as used where ZeRO gathers once a step.
 
-    def kept(self, *names: str | None) -> NamedSharding:
-        """The same for other parameters, whose gradients are added over devices where they arise."""
-        return self(*names) if self.zero == 3 else self(*(None if name in STORED else name for name in names))
+        Args:
+          tokens: as for `used`; empty for a parameter that is not used so, whose gradient is added where it arises.
+        """
+        entries = self._entries(tuple(None if name in STORED and self.zero < 3 else name for name in names))
+        return NamedSharding(self.mesh, PartitionSpec(*entries, reduced=self._summed(entries, tokens)))
 
-    def _reduced(self, names: tuple[str | None, ...]) -> NamedSharding:
-        entries = self._entries(names)
+    def partial(self, *names: str | None, over: str) -> NamedSharding:
+        """The sharding of a product that sums over a cut dimension and is still to be added over devices."""
+        pending = set(self.axes(over)) if self.mesh.size > 1 else set()
+        return NamedSharding(self.mesh, PartitionSpec(*self._entries(names), unreduced=pending))
+
+    def _summed(self, entries: list[str | Axes | None], tokens: tuple[str, ...]) -> set[str]:
+        if self.mesh.size == 1:
+            return set()
         cut = {axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)}
-        tokens = (*self.axes("batch"), *self.axes("length"))
-        reduced = {axis for axis in tokens if axis not in cut}
-        return NamedSharding(self.mesh, PartitionSpec(*entries, reduced=reduced))
+        return {axis for name in tokens for axis in self.axes(name)} - cut
 
     def _entries(self, names: tuple[str | None, ...]) -> list[str | Axes | None]:
         table = dict(self.table)

@@ -106,9 +106,10 @@ class Attention(nnx.Module):
         if config.remat == "attention":
             attend = jax.checkpoint(attend)
         a_BTNH = attend(q_BTNH, keys, values, sight)
-        stream = rules("batch", "residual_length", "residual")
         out_NHD = reshard(self.out[...], rules.used("heads", None, None))
-        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=stream)
+        out = rules.partial("batch", "length", None, over="heads")
+        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=out)
+        y_BTD = reshard(y_BTD, rules("batch", "residual_length", "residual"))
         if config.bias:
             y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
         weights = _by_head(weigh(q_BTNH, keys, sight), rules) if show_weights else None

@@ -9,14 +9,14 @@ from pathways_lm.config import ModelConfig
 from pathways_lm.layers.mlp import ACTIVATIONS
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.parameter import Init, zeros
-from pathways_lm.sharding import Rules
+from pathways_lm.sharding import TOKENS, Rules
 
 
 class Embedding(nnx.Module):
     """A table from tokens to the model dimension, which is the kernel of a tied head, too (PaLM sections 2 and 5.1)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
-        self.table = Init(config, rules).table(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"), True)
+        self.table = Init(config, rules).table(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"), TOKENS)
         self.config = config
         self.rules = rules
 
@@ -71,9 +71,8 @@ class MaskedHead(nnx.Module):
         """Logits [B, L, V], cut along the vocabulary."""
         whole = self.rules("batch", "length", None)
         x_BLD = reshard(x_BLD, whole)
-        h_BLD = jnp.einsum(
-            "bld,de->ble", x_BLD, reshard(self.dense[...], self.rules.used(None, None)), out_sharding=whole
-        )
+        dense_DE = reshard(self.dense[...], self.rules.used(None, None))
+        h_BLD = jnp.einsum("bld,de->ble", x_BLD, dense_DE, out_sharding=whole)
         h_BLD = self.norm(self.activation(h_BLD + self.dense_bias[...]))
         return embedding.decode(h_BLD) + self.bias[...].astype(h_BLD.dtype)
 
@@ -83,7 +82,7 @@ class Pooler(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         D = config.embed_dim
-        self.kernel = Init(config, rules).kernel(rngs, (D, D), ("embed", "norm"), D)
+        self.kernel = Init(config, rules).kernel(rngs, (D, D), ("embed", "norm"), D, ("batch",))
         self.bias = zeros((D,), ("norm",), rules)
         self.rules = rules
 
@@ -91,9 +90,8 @@ class Pooler(nnx.Module):
         """[B, D]"""
         first_BD = reshard(x_BLD, self.rules("batch", "length", None))[:, 0]
         whole = self.rules("batch", None)
-        y_BD = jnp.einsum(
-            "bd,de->be", first_BD, reshard(self.kernel[...], self.rules.used(None, None)), out_sharding=whole
-        )
+        kernel_DE = reshard(self.kernel[...], self.rules.used(None, None, tokens=("batch",)))
+        y_BD = jnp.einsum("bd,de->be", first_BD, kernel_DE, out_sharding=whole)
         return jnp.tanh(y_BD + self.bias[...])
 
 
@@ -101,11 +99,12 @@ class Order(nnx.Module):
     """Two logits from the pooled position: whether a second sentence follows the first (BERT; Megatron's order)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
-        self.kernel = Init(config, rules).kernel(rngs, (config.embed_dim, 2), ("embed", "norm"), config.embed_dim)
+        D = config.embed_dim
+        self.kernel = Init(config, rules).kernel(rngs, (D, 2), ("embed", "norm"), D, ("batch",))
         self.bias = zeros((2,), ("norm",), rules)
         self.rules = rules
 
     def __call__(self, pooled_BD: Array) -> Array:
         """[B, 2]"""
-        kernel_D2 = reshard(self.kernel[...], self.rules.used(None, None))
+        kernel_D2 = reshard(self.kernel[...], self.rules.used(None, None, tokens=("batch",)))
         return jnp.einsum("bd,de->be", pooled_BD, kernel_D2, out_sharding=self.rules("batch", None)) + self.bias[...]

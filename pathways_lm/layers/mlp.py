@@ -71,8 +71,10 @@ class MLP(nnx.Module):
             hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
         hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key)
         down_FD = reshard(self.down[...], rules.used("mlp", None))
-        out = rules("batch", "residual_length", "residual")
+        # Added over devices and cut as the residual stream in one exchange; written so, its gradient is gathered once.
+        out = rules.partial("batch", "length", None, over="mlp")
         y_BLD = jnp.einsum("blf,fd->bld", hidden_BLF, down_FD, out_sharding=out)
+        y_BLD = reshard(y_BLD, rules("batch", "residual_length", "residual"))
         return y_BLD + reshard(self.down_bias[...], rules("residual")) if config.bias else y_BLD
 
     def _into(self, h_BLD: Array, name: str) -> Array:

@@ -47,8 +47,7 @@ class Model:
     def _holding(self, variable: nnx.Variable) -> NamedSharding:
         layers = len(variable.get_value().shape) - len(variable.dims)
         stack = variable.get_value().sharding.spec.partitions[:layers]
-        held = self.rules.held(*variable.dims) if variable.product else self.rules.kept(*variable.dims)
-        spec = held.spec
+        spec = self.rules.held(*variable.dims, tokens=variable.tokens).spec
         return NamedSharding(self.rules.mesh, PartitionSpec(*stack, *spec.partitions, reduced=spec.reduced))
 
     def hold(self, params: Params) -> Params:

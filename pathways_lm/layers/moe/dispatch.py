@@ -167,11 +167,16 @@ def _on_each_device(
 ) -> Callable[..., Array]:
     """`local` on every device's own part of tokens and experts."""
     whole = rules("batch", None, None).spec
-    kernels = Experts(
-        gate_EDF=rules("expert", None, "mlp").spec,  # type: ignore[arg-type]
-        up_EDF=rules("expert", None, "mlp").spec,  # type: ignore[arg-type]
-        down_EFD=rules("expert", "mlp", None).spec,  # type: ignore[arg-type]
-    )
+    inward = rules.used("expert", None, "mlp", tokens=("group",)).spec
+    outward = rules.used("expert", "mlp", None, tokens=("group",)).spec
+    kernels = Experts(gate_EDF=inward, up_EDF=inward, down_EFD=outward)  # type: ignore[arg-type]
+
+    def vary(kernel: Array) -> Array:
+        # Each device's tokens are others: so its gradient is left as sums, as that of any product.
+        return jax.lax.pcast(kernel, tuple(inward.reduced), to="varying") if inward.reduced else kernel
+
+    def on_device(x_GSD: Array, routing: Routing, experts: Experts, keep: Array | None) -> Array:
+        return local(x_GSD, routing, jax.tree.map(vary, experts), keep)
 
     def call(x_GSD: Array, routing: Routing, experts: Experts, keep: Array | None) -> Array:
         specs = (
@@ -180,7 +185,7 @@ def _on_each_device(
             kernels._replace(gate_EDF=None) if experts.gate_EDF is None else kernels,
             None if keep is None else keep_cut.spec,
         )
-        mapped = jax.shard_map(local, mesh=rules.mesh, in_specs=specs, out_specs=whole)
+        mapped = jax.shard_map(on_device, mesh=rules.mesh, in_specs=specs, out_specs=whole)
         return mapped(x_GSD, routing, experts, keep)
 
     return call

@@ -32,11 +32,11 @@ class MoE(nnx.Module):
         init = Init(config, rules)
         activation = moe.activation or config.activation
         self.gated = activation in GATES
-        self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D)
+        self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D, ("batch",))
         if self.gated:
-            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D)
-        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D)
-        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F)
+            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, ("group",))
+        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, ("group",))
+        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, ("group",))
         self.body = Body(GATES[activation] if self.gated else ACTIVATIONS[activation], moe.dropout)
         self.config = moe
         self.rules = rules
@@ -98,12 +98,13 @@ class MoE(nnx.Module):
             low, high = 1 - self.config.jitter, 1 + self.config.jitter
             cut = self.rules("batch", None, None)
             wide_GSD = wide_GSD * jax.random.uniform(key, x_GSD.shape, minval=low, maxval=high, out_sharding=cut)
-        router_DE = reshard(self.router[...], self.rules.used(None, None))
+        router_DE = reshard(self.router[...], self.rules.used(None, None, tokens=("batch",)))
         return jnp.einsum("gsd,de->gse", wide_GSD, router_DE, out_sharding=self.rules("batch", None, None))
 
     def _experts(self) -> Experts:
         rules = self.rules
-        inward, outward = rules.used("expert", None, "mlp"), rules.used("expert", "mlp", None)
+        inward = rules.used("expert", None, "mlp", tokens=("group",))
+        outward = rules.used("expert", "mlp", None, tokens=("group",))
         gate = reshard(self.gate[...], inward) if self.gated else None
         return Experts(gate, reshard(self.up[...], inward), reshard(self.down[...], outward))
 
