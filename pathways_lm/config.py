@@ -215,7 +215,11 @@ class MeshConfig(_Checked):
     pod: int = _bounded(1, at_least=-1)
     """Slices that only a data centre's network joins, each with a copy of the parameters."""
     stage: int = _bounded(1, at_least=-1)
-    """Stages of a pipeline, each with its own layers (see `train.schedule`)."""
+    """Stages of a pipeline, each with its own layers."""
+    chunks: int = _bounded(1, at_least=1)
+    """Runs of layers that each stage has. With several, a microbatch goes round the stages as often, and the time that
+    stages wait at the ends of a step is as many times shorter (interleaved stages; needs microbatches in multiples of
+    the stages)."""
     data: int = _bounded(-1, at_least=-1)
     expert: int = _bounded(1, at_least=-1)
     """Along which experts lie apart; it also cuts the batch."""
@@ -230,7 +234,7 @@ class MeshConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(self).items() if isinstance(size, int)}
+        sizes = {f"mesh.{name}": getattr(self, name) for name in ("pod", "stage", "data", "expert", "context", "tensor")}
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")
@@ -296,6 +300,9 @@ class TrainConfig(_Checked):
     seed: int = _bounded(0, at_least=0, at_most=2**32 - 1)
     microbatches: int = _bounded(1, at_least=1)
     """Parts a batch is cut into, whose gradients are summed before the update."""
+    pipeline: str = _bounded("1f1b", one_of=("gpipe", "1f1b"))
+    """When stages go back: after all microbatches went forward, or, so that few are on their way, as soon as the first
+    has arrived. With mesh.stage above 1."""
     precision: str = _bounded("fp32", one_of=("fp32", "bf16"))
     """The type of the arithmetic; parameters and optimizer stay fp32."""
     z_loss: float = _bounded(1e-4, at_least=0)
@@ -338,6 +345,18 @@ class Experiment(_Checked):
         super().__post_init__()
         if self.name in ("", ".", "..") or "/" in self.name:
             raise ConfigError(f"name must be a plain word, it names the run folder; not {self.name!r}")
+        if self.mesh.chunks > 1 and self.mesh.stage == 1:
+            raise ConfigError(f"mesh.chunks={self.mesh.chunks} is for pipelines; mesh.stage is 1")
+        if self.mesh.stage > 1 and self.train.microbatches < self.mesh.stage:
+            raise ConfigError(
+                f"train.microbatches={self.train.microbatches} is below mesh.stage={self.mesh.stage}: some stages would "
+                f"always wait; at least {self.mesh.stage}"
+            )
+        if self.mesh.chunks > 1 and self.train.microbatches % self.mesh.stage:
+            raise ConfigError(
+                f"train.microbatches={self.train.microbatches} must be a multiple of mesh.stage={self.mesh.stage} with "
+                f"mesh.chunks={self.mesh.chunks}"
+            )
         if self.data.batch_size % self.train.microbatches:
             raise ConfigError(
                 f"data.batch_size={self.data.batch_size} does not divide into "

@@ -80,6 +80,8 @@ class Rules:
     table: tuple[tuple[str, Axes], ...]
     zero: int = 3
     """ZeRO's stage, see `MeshConfig.zero`."""
+    chunks: int = 1
+    """Runs of layers on each of a pipeline's stages."""
 
     def __post_init__(self) -> None:
         for name, axes in self.table:
@@ -118,6 +120,29 @@ class Rules:
         """
         entries = self._entries(tuple(None if name in STORED and self.zero < 3 else name for name in names))
         return NamedSharding(self.mesh, PartitionSpec(*entries, reduced=self._summed(entries, tokens)))
+
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline; 1 where there is none."""
+        return self.parts("layers")
+
+    def deals(self, num_layers: int) -> bool:
+        """Whether a stage's layers are others than a stored stack's part of equal size."""
+        return self.stages > 1 and (self.chunks > 1 or num_layers % self.stages > 0)
+
+    def stacked(self, num_layers: int, *names: str) -> NamedSharding:
+        """The sharding of a stored stack of layers' parameters: each stage's with it.
+
+        Where the layers must be dealt out first, they are cut over the stages along the model dimension instead, so
+        that dealing is one exchange of equal parts.
+        """
+        entries = self._entries(names)
+        if not self.deals(num_layers):
+            return NamedSharding(self.mesh, PartitionSpec(STAGE if self.stages > 1 else None, *entries))
+        for place, name in enumerate(names):
+            if name in STORED:
+                entries[place] = (*self.axes(name), *self.axes("layers"))
+        return NamedSharding(self.mesh, PartitionSpec(None, *entries))
 
     def partial(self, *names: str | None, over: str) -> NamedSharding:
         """The sharding of a product that sums over a cut dimension and is still to be added over devices."""
@@ -173,17 +198,17 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3) -> Rules:
+def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1) -> Rules:
     """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
     if preset not in PRESETS:
         raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
     table = {name: () if name in STORED and zero == 0 else axes for name, axes in PRESETS[preset].items()}
-    return Rules(mesh, tuple(table.items()), zero)
+    return Rules(mesh, tuple(table.items()), zero, chunks)
 
 
 def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
     """The rules that a config asks for."""
-    return make_rules(config.rules, mesh, config.zero)
+    return make_rules(config.rules, mesh, config.zero, config.chunks)
 
 
 def check_fit(experiment: Experiment, rules: Rules) -> None:

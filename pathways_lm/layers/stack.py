@@ -4,8 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import reshard
+
+from pathways_lm.sharding import Rules
 
 
 class Stack(nnx.Module):
@@ -18,7 +22,13 @@ class Stack(nnx.Module):
     """
 
     def __init__(
-        self, build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs, recompute: bool, unroll: int
+        self,
+        build: Callable[[nnx.Rngs], nnx.Module],
+        num_layers: int,
+        rngs: nnx.Rngs,
+        rules: Rules,
+        recompute: bool,
+        unroll: int,
     ):
         layout: list[nnx.GraphDef] = []
 
@@ -27,8 +37,13 @@ class Stack(nnx.Module):
             layout.append(graphdef)
             return state
 
+        def place(variable: nnx.Variable) -> nnx.Variable:
+            return variable.replace(reshard(variable.get_value(), rules.stacked(num_layers, *variable.dims)))
+
         stacked = jax.vmap(initialise)(jax.random.split(rngs.params(), num_layers))
+        stacked = jax.tree.map(place, stacked, is_leaf=lambda node: isinstance(node, nnx.Variable))
         self.layers = nnx.merge(layout[0], stacked)
+        self.num_layers = num_layers
         self.recompute = recompute
         self.unroll = unroll
 
@@ -43,12 +58,23 @@ class Stack(nnx.Module):
         Returns:
           The last layer's output, and every layer's `out`, stacked.
         """
-        graphdef, stacked = nnx.split(self.layers, nnx.Param)
+        return self.run(nnx.split(self.layers, nnx.Param)[1], x, *shared, per_layer=per_layer)
 
-        def body(x: Array, sliced: tuple[nnx.State, Any]) -> tuple[Array, Any]:
-            state, own = sliced
-            return nnx.merge(graphdef, state)(x, *shared, own)
+    def run(
+        self, stacked: Any, x: Array, *shared: Any, per_layer: Any = None, missing: Array | None = None
+    ) -> tuple[Array, Any]:
+        """The same with given parameters, as many layers as those have.
+
+        Args:
+          missing: true for layers that are only there to fill up, which leave `x` as it is.
+        """
+        graphdef, _ = nnx.split(self.layers, nnx.Param)
+
+        def body(x: Array, sliced: tuple[Any, Any, Array | None]) -> tuple[Array, Any]:
+            state, own, absent = sliced
+            y, out = nnx.merge(graphdef, state)(x, *shared, own)
+            return y if absent is None else jnp.where(absent, x, y), out
 
         if self.recompute:
             body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, per_layer), unroll=self.unroll)
+        return jax.lax.scan(body, x, (stacked, per_layer, missing), unroll=self.unroll)

@@ -36,7 +36,7 @@ class Model:
         traced = nnx.to_pure_dict(self.variables)
         self.abstract: Params = jax.tree.map(lambda leaf: on_mesh(leaf, rules.mesh), traced)
         is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-        self._held = nnx.to_pure_dict(jax.tree.map(self._holding, self.variables, is_leaf=is_variable))
+        self.held = nnx.to_pure_dict(jax.tree.map(self._holding, self.variables, is_leaf=is_variable))
 
     def initialise(self, seed: int) -> Params:
         """Parameters drawn from `seed`: the same numbers on every mesh."""
@@ -45,14 +45,13 @@ class Model:
         return jax.jit(lambda seed: nnx.to_pure_dict(self._build(seed)))(on_mesh)
 
     def _holding(self, variable: nnx.Variable) -> NamedSharding:
-        layers = len(variable.get_value().shape) - len(variable.dims)
-        stack = variable.get_value().sharding.spec.partitions[:layers]
+        stack = (None,) * (len(variable.get_value().shape) - len(variable.dims))
         spec = self.rules.held(*variable.dims, tokens=variable.tokens).spec
         return NamedSharding(self.rules.mesh, PartitionSpec(*stack, *spec.partitions, reduced=spec.reduced))
 
     def hold(self, params: Params) -> Params:
         """Parameters as they lie throughout a step (`Rules.held`). Gradients of these are sums still to be added."""
-        return jax.tree.map(reshard, params, self._held)
+        return jax.tree.map(reshard, params, self.held)
 
     def bind(self, params: Params) -> Any:
         """The module with these parameters, to be called inside a jitted function."""

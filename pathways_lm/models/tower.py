@@ -58,7 +58,7 @@ class Tower(nnx.Module):
 
         repeats = num_layers // self.every
         recompute = config.remat == "block"
-        self.blocks = Stack(build, repeats, rngs, recompute, unroll=min(config.unroll, repeats))
+        self.blocks = Stack(build, repeats, rngs, rules, recompute, unroll=min(config.unroll, repeats))
         if config.block != "post_norm":
             self.norm = Norm(config, rules)
         if config.positions == "relative":
@@ -89,27 +89,68 @@ class Tower(nnx.Module):
           show: also give attention weights and gates.
 
         Returns:
-          The last block's output, normalised, and what the blocks tell: each array has a leading dimension of layers,
+          The last block's output, which `close` normalises, and what the blocks tell: each array has a leading dimension of layers,
           routing of MoE layers only.
         """
-        scene = self._scene(queries, keys, memory, show)
-        x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._per_block(cached, key))
-        if self.config.block != "post_norm":
-            x_BTD = self.norm(x_BTD)
+        scene = self._scene(queries, keys, memory, self.bias(queries, keys), show)
+        own = Own(cached, self.layer_keys(key))
+        x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
         return x_BTD, self._by_layer(outs)
 
-    def _scene(self, queries: Places, keys: Places, memory: tuple[Array, Places] | None, show: bool) -> Scene:
+    def close(self, x_BTD: Array) -> Array:
+        """The norm behind the last block."""
+        return x_BTD if self.config.block == "post_norm" else self.norm(x_BTD)
+
+    def part(
+        self,
+        stacked: Any,
+        x_BTD: Array,
+        queries: Places,
+        memory: tuple[Array, Places] | None,
+        bias_BTSN: Array | None,
+        keys: Array | None,
+        missing: Array,
+    ) -> tuple[Array, Out]:
+        """Applies some of the blocks: those of a stage of a pipeline.
+
+        Args:
+          stacked: their parameters.
+          bias_BTSN: as `bias` gives it.
+          keys: of their layers, from `layer_keys`.
+          missing: bool, true for blocks that only fill up.
+        """
+        scene = self._scene(queries, queries, memory, bias_BTSN, show=False)
+        own = self._fold_all(Own(None, keys))
+        x_BTD, outs = self.blocks.run(stacked, x_BTD, scene, per_layer=own, missing=missing)
+        return x_BTD, self._by_layer(outs)
+
+    def bias(self, queries: Places, keys: Places) -> Array | None:
+        """The tower's relative bias [B, T, S, N], where it has one for all layers. B is 1 for whole sequences."""
+        if self.config.positions != "relative":
+            return None
+        return self.relative_bias(self._buckets(queries, keys))
+
+    def layer_keys(self, key: Array | None) -> Array | None:
+        """Each layer's key, [layers]."""
+        return None if key is None else jax.random.split(key, self.num_layers)
+
+    def _buckets(self, queries: Places, keys: Places) -> Array:
+        buckets, distance = self.config.relative_buckets, self.config.relative_max_distance
+        return relative_buckets(_distances(queries), _distances(keys), buckets, distance, self.causal)
+
+    def _scene(
+        self,
+        queries: Places,
+        keys: Places,
+        memory: tuple[Array, Places] | None,
+        bias_BTSN: Array | None,
+        show: bool,
+    ) -> Scene:
         config = self.config
-        angles = bias_BTSN = buckets_BTS = None
+        angles = None
         if config.positions == "rotary":
             angles = rotary_angles(queries.positions_BL, config.head_dim, config.rope_base)
-        if config.positions in ("relative", "relative_per_layer"):
-            at_BT, at_BS = _distances(queries), _distances(keys)
-            buckets, distance = config.relative_buckets, config.relative_max_distance
-            buckets_BTS = relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
-        if config.positions == "relative":
-            assert buckets_BTS is not None
-            bias_BTSN, buckets_BTS = self.relative_bias(buckets_BTS), None
+        buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
         sight = Sight(visible(queries, keys, self.causal), angles, bias_BTSN)
         memory_BSD = memory_mask_BTS = None
         if memory is not None:
@@ -117,16 +158,12 @@ class Tower(nnx.Module):
             memory_mask_BTS = visible(queries, memory[1], causal=False)
         return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_mask_BTS, show)
 
-    def _per_block(self, cached: KeyValue | None, key: Array | None) -> Any:
-        keys = None if key is None else jax.random.split(key, self.num_layers)
-        own = Own(cached, keys)
-        if not self.patterned:
-            return own
-        return jax.tree.map(self._fold, own)
+    def _fold_all(self, own: Own) -> Own:
+        return jax.tree.map(self._fold, own) if self.patterned else own
 
     def _fold(self, leaf: Array) -> Array:
         """[layers, ...] to [repeats, every, ...]"""
-        return jnp.reshape(leaf, (self.num_layers // self.every, self.every, *leaf.shape[1:]))
+        return jnp.reshape(leaf, (leaf.shape[0] // self.every, self.every, *leaf.shape[1:]))
 
     def _by_layer(self, outs: Any) -> Out:
         """What every layer tells, in their order."""

@@ -1,6 +1,6 @@
 """The three shapes: decoder, encoder-decoder, encoder. Each is embeddings, one or two towers, and a way to logits."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,21 @@ class Output(NamedTuple):
     """Logits of whether the second sentence follows the first."""
 
 
+class Stream(NamedTuple):
+    """What goes through a tower's blocks."""
+
+    x_BLD: Array
+    memory_BSD: Array | None = None
+    """The encoder's output, for the decoder's blocks to look at."""
+
+
 class Transformer(nnx.Module):
-    """What the shapes have in common: embeddings and the head."""
+    """What the shapes have in common: embeddings, the way through the towers, and the head.
+
+    The way is cut into `enter`, a tower's blocks, and `leave`, so that a pipeline may run the parts at their times.
+    """
+
+    towers: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         self.embedding = Embedding(config, rngs, rules)
@@ -66,6 +79,45 @@ class Transformer(nnx.Module):
             x_BLD = self.embedding_norm(x_BLD)
         return dropout(x_BLD, self.config.dropout, key)
 
+    def places(self, tower: str, batch: Batch) -> Places:
+        """Where the tokens stand that a tower reads."""
+        return in_order(batch.tokens.shape[1], batch.segments, batch.prefix)
+
+    def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
+        """What enters a tower's blocks, from the batch and what left the blocks of the tower before."""
+        raise NotImplementedError
+
+    def leave(self, x_BLD: Array, key: Array | None) -> Array:
+        """Logits [B, L, V] from what left the last tower's blocks."""
+        raise NotImplementedError
+
+    def memory(self, tower: str, batch: Batch, stream: Stream) -> tuple[Array, Places] | None:
+        """What a tower's blocks look at besides their own tokens."""
+        return None if stream.memory_BSD is None else (stream.memory_BSD, self.places("encoder", batch))
+
+    def tower_key(self, tower: str, key: Array | None) -> Array | None:
+        """The key of a tower's blocks."""
+        return site(key, 1 if tower == self.towers[0] else 4)
+
+    def through(self, batch: Batch, key: Array | None, show: bool) -> tuple[Output, Array]:
+        """The output, and what left the last blocks."""
+        batch = self.whole(batch)
+        told: dict[str, Out] = {}
+        x_BLD = None
+        for name in self.towers:
+            places, tower = self.places(name, batch), getattr(self, name)
+            stream = self.enter(name, batch, key, x_BLD)
+            memory = self.memory(name, batch, stream)
+            x_BLD, told[name] = tower(
+                stream.x_BLD, places, places, memory, key=self.tower_key(name, key), show=show
+            )
+        assert x_BLD is not None
+        return Output(self.leave(x_BLD, key), decoder=told.get("decoder"), encoder=told.get("encoder")), x_BLD
+
+    def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
+        """Logits of the token after each of `batch.tokens`."""
+        return self.through(batch, key, show)[0]
+
     def logits(self, x_BLD: Array, key: Array | None = None) -> Array:
         """[B, L, V], cut along the vocabulary."""
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key)
@@ -75,17 +127,17 @@ class Transformer(nnx.Module):
 class Decoder(Transformer):
     """A causal language model."""
 
+    towers = ("decoder",)
+
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         super().__init__(config, rngs, rules)
         self.decoder = Tower(config, config.num_layers, rngs, rules, causal=True)
 
-    def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
-        """Logits of the token after each of `batch.tokens`."""
-        batch = self.whole(batch)
-        places = in_order(batch.tokens.shape[1], batch.segments, batch.prefix)
-        x = self.embed(batch.tokens, places, site(key, 0))
-        x, told = self.decoder(x, places, places, key=site(key, 1), show=show)
-        return Output(self.logits(x, site(key, 2)), decoder=told)
+    def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
+        return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 0)))
+
+    def leave(self, x_BLD: Array, key: Array | None) -> Array:
+        return self.logits(self.decoder.close(x_BLD), site(key, 2))
 
     def extend(
         self, tokens_BL: Array, positions_BL: Array, cached: KeyValue, cached_positions_BS: Array
@@ -105,11 +157,13 @@ class Decoder(Transformer):
         x = self.embed(tokens_BL, queries, None)
         x, told = self.decoder(x, queries, keys, cached=cached)
         assert told.fresh is not None
-        return self.logits(x), told.fresh
+        return self.logits(self.decoder.close(x)), told.fresh
 
 
 class EncoderDecoder(Transformer):
     """An encoder that reads a text both ways, and a decoder that writes another, looking at it (T5)."""
+
+    towers = ("encoder", "decoder")
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         super().__init__(config, rngs, rules)
@@ -117,22 +171,26 @@ class EncoderDecoder(Transformer):
         self.encoder = Tower(config, encoder_layers, rngs, rules, causal=False)
         self.decoder = Tower(config, config.num_layers, rngs, rules, causal=True, cross=True)
 
-    def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
-        """Logits of the token after each of `batch.tokens`, given `batch.encoder_tokens`."""
-        assert batch.encoder_tokens is not None
-        batch = self.whole(batch)
-        read = in_order(batch.encoder_tokens.shape[1], batch.encoder_segments)
-        memory = self.embed(batch.encoder_tokens, read, site(key, 0))
-        memory, encoded = self.encoder(memory, read, read, key=site(key, 1), show=show)
-        memory = dropout(memory, self.config.hidden_dropout, site(key, 2))
-        places = in_order(batch.tokens.shape[1], batch.segments)
-        x = self.embed(batch.tokens, places, site(key, 3))
-        x, decoded = self.decoder(x, places, places, (memory, read), key=site(key, 4), show=show)
-        return Output(self.logits(x, site(key, 5)), decoder=decoded, encoder=encoded)
+    def places(self, tower: str, batch: Batch) -> Places:
+        if tower == "decoder":
+            return in_order(batch.tokens.shape[1], batch.segments)
+        return in_order(batch.encoder_tokens.shape[1], batch.encoder_segments)
+
+    def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
+        if tower == "encoder":
+            return Stream(self.embed(batch.encoder_tokens, self.places(tower, batch), site(key, 0)))
+        assert before_BSD is not None
+        memory = dropout(self.encoder.close(before_BSD), self.config.hidden_dropout, site(key, 2))
+        return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 3)), memory)
+
+    def leave(self, x_BLD: Array, key: Array | None) -> Array:
+        return self.logits(self.decoder.close(x_BLD), site(key, 5))
 
 
 class Encoder(Transformer):
     """A text read both ways, to fill in what is masked (BERT)."""
+
+    towers = ("encoder",)
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         super().__init__(config, rngs, rules)
@@ -142,17 +200,19 @@ class Encoder(Transformer):
             self.pooler = Pooler(config, rngs, rules)
             self.order = Order(config, rngs, rules)
 
+    def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
+        return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 0), batch.token_types))
+
+    def leave(self, x_BLD: Array, key: Array | None) -> Array:
+        return self.mlm(self.encoder.close(x_BLD), self.embedding)
+
     def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:
-        """Logits of the token that stood in place of each of `batch.tokens`."""
-        batch = self.whole(batch)
-        places = in_order(batch.tokens.shape[1], batch.segments)
-        x = self.embed(batch.tokens, places, site(key, 0), batch.token_types)
-        x, told = self.encoder(x, places, places, key=site(key, 1), show=show)
-        pooled = order = None
-        if self.config.pooler:
-            pooled = self.pooler(x)
-            order = self.order(pooled)
-        return Output(self.mlm(x, self.embedding), encoder=told, pooled_BD=pooled, order_B2=order)
+        """Logits of the token that stood in place of each of `batch.tokens`, and of the order of two sentences."""
+        output, x_BLD = self.through(batch, key, show)
+        if not self.config.pooler:
+            return output
+        pooled = self.pooler(self.encoder.close(x_BLD))
+        return output._replace(pooled_BD=pooled, order_B2=self.order(pooled))
 
 
 SHAPES: dict[str, type[Transformer]] = {"decoder": Decoder, "encoder_decoder": EncoderDecoder, "encoder": Encoder}

@@ -36,13 +36,17 @@ def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, 
       key: for dropout and routers in training; None in evaluation.
     """
     output: Output = model.bind(precision.cast(params))(batch, key)
-    nll_BL, log_z_BL = cross_entropy(output.logits_BLV, batch.targets)
-    weight_BL = (batch.targets != PADDING).astype(jnp.float32)
+    return score(output.logits_BLV, batch.targets)._replace(routing=_routing(output))
+
+
+def score(logits_BLV: Array, targets_BL: Array) -> Sums:
+    """The sums over all targets but padding."""
+    nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
+    weight_BL = (targets_BL != PADDING).astype(jnp.float32)
     return Sums(
         nll=jnp.sum(nll_BL * weight_BL),
         log_z_squared=jnp.sum(jnp.square(log_z_BL) * weight_BL),
         tokens=jnp.sum(weight_BL),
-        routing=_routing(output),
     )
 
 

@@ -1,6 +1,7 @@
 """One update: loss, gradients, optimizer. Pure; jitted and donated by `compile_step`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from pathways_lm.layers.dropout import site
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
-from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss
+from pathways_lm.pipeline.run import Pipeline, Score
+from pathways_lm.pipeline.timetable import Timetable
+from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import Schedule
 from pathways_lm.train.state import TrainState, abstract_state, shardings
@@ -40,6 +43,13 @@ def gradient_sums(
         # A router's loss is a mean over its tokens; all will be divided by the number of targets.
         share = routed_tokens(model, batch) / jnp.sum((batch.targets != PADDING).astype(jnp.float32))
 
+    def scored(logits_BLV: Array, part: Batch) -> tuple[Array, Sums]:
+        sums = score(logits_BLV, part.targets)
+        return sums.nll + config.z_loss * sums.log_z_squared, sums
+
+    if model.rules.stages > 1:
+        return _pipelined(model, config, policy.cast(params), batch, key, scored, share if moe.num_experts else None)
+
     def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, Sums]:
         sums = loss_sums(model, policy, params, part, key)
         total = sums.nll + config.z_loss * sums.log_z_squared
@@ -57,14 +67,6 @@ def gradient_sums(
         grads, sums = differentiate(batch, site(key, 0))
         return jax.tree.map(_settle, grads, params), sums
 
-    M = config.microbatches
-
-    def parts(leaf: Array) -> Array:
-        # Every M-th row, so that each device keeps the rows it has.
-        B, L = leaf.shape
-        rows = model.rules("batch", None, None)
-        return jnp.swapaxes(jnp.reshape(leaf, (B // M, M, L), out_sharding=rows), 0, 1)
-
     def accumulate(total: tuple[Params, Sums], each: tuple[Batch, Array]) -> tuple[tuple[Params, Sums], None]:
         part, number = each
         own = None if key is None else jax.random.fold_in(key, number)
@@ -73,12 +75,38 @@ def gradient_sums(
             grads = jax.tree.map(_settle, grads, params)
         return jax.tree.map(jnp.add, total, (grads, sums)), None
 
-    microbatches = jax.tree.map(parts, batch)
+    microbatches = _microbatches(model, batch, config.microbatches)
     first = jax.tree.map(lambda leaf: leaf[0], microbatches)
     grads, sums = jax.eval_shape(differentiate, first, key)
     start = jax.tree.map(zeros_like, (params if model.rules.zero == 2 else grads, sums))
-    grads, sums = jax.lax.scan(accumulate, start, (microbatches, jnp.arange(M)))[0]
+    grads, sums = jax.lax.scan(accumulate, start, (microbatches, jnp.arange(config.microbatches)))[0]
     return jax.tree.map(_settle, grads, params), sums
+
+
+def _microbatches(model: Model, batch: Batch, count: int) -> Batch:
+    """A batch's rows in so many parts, [count, B / count, L]."""
+
+    def parts(leaf: Array) -> Array:
+        # Every count-th row, so that each device keeps the rows it has.
+        B, L = leaf.shape
+        rows = model.rules("batch", None, None)
+        return jnp.swapaxes(jnp.reshape(leaf, (B // count, count, L), out_sharding=rows), 0, 1)
+
+    return jax.tree.map(parts, batch)
+
+
+def _pipelined(
+    model: Model, config: TrainConfig, cast: Params, batch: Batch, key: Array | None, scored: Score, share: Array | None
+) -> tuple[Params, Sums]:
+    """The same through the stages of a pipeline."""
+    towers = model.bind(model.abstract).towers
+    table = Timetable(config.pipeline, model.rules.stages, model.rules.chunks, config.microbatches, len(towers))
+    # All layers of a tower route the same tokens.
+    tokens = {} if share is None else dict(zip(towers, (share[0], share[-1]), strict=False))
+    microbatches = _microbatches(model, batch, config.microbatches)
+    routing_of = partial(routing_loss, model.config.moe)
+    grads, sums, routing = Pipeline(model, table, cast, microbatches, key, scored, routing_of, tokens).run()
+    return jax.tree.map(lambda grad, param: _settle(grad, param), grads, model.abstract), sums._replace(routing=routing)
 
 
 def zeros_like(of: Array | jax.ShapeDtypeStruct) -> Array:
@@ -90,7 +118,7 @@ def zeros_like(of: Array | jax.ShapeDtypeStruct) -> Array:
 
 def _settle(grad: Array, param: Array) -> Array:
     """The gradient added over devices, cut as its parameter is stored."""
-    return reshard(grad, jax.typeof(param).sharding)
+    return reshard(grad, param.sharding if isinstance(param, jax.ShapeDtypeStruct) else jax.typeof(param).sharding)
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: TrainConfig) -> Step:
