@@ -72,7 +72,7 @@ def add_at(total: Array, part: Array, place_S: Array) -> Array:
     spec = _spec(total)
     plain = jax.typeof(total).sharding.update(spec=PartitionSpec(*spec.partitions))
     hit = jnp.broadcast_to(hit, total.shape)
-    return jax.lax.select(reshard(hit, plain), total + wide, total)
+    return jax.lax.select(reshard(hit, plain), total + jnp.broadcast_to(wide, total.shape), total)
 
 
 def of_stage(tree: Any, chosen_S: Array) -> Any:
