@@ -10,6 +10,7 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.attention import attention_weights, weighted_values
+from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.layers.position import rotate
@@ -22,7 +23,7 @@ class Sight(NamedTuple):
     """Who sees whom, and at what distance."""
 
     mask_BTS: Array
-    """True where a query may look; S counts cached positions first. B may be 1."""
+    """True where a query may look; S counts cached positions first and is in the order of the text. B may be 1."""
     angles: tuple[Array, Array] | None = None
     """Rotary angles at the queries' positions."""
     bias_BTSN: Array | None = None
@@ -96,12 +97,15 @@ class Attention(nnx.Module):
             keys = jnp.concatenate([cached[0].astype(k_BSKH.dtype), k_BSKH], axis=1)
             values = jnp.concatenate([cached[1].astype(v_BSKH.dtype), v_BSKH], axis=1)
 
+        def whole(kv_BSKH: Array) -> Array:
+            return stand(reshard(kv_BSKH, rules("batch", None, self.kv_heads, None)), rules)
+
         def weigh(q: Array, keys: Array, sight: Sight) -> Array:
-            return attention_weights(q, keys, sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
+            return attention_weights(q, whole(keys), sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
 
         def attend(q: Array, keys: Array, values: Array, sight: Sight) -> Array:
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
-            return weighted_values(weights_BKTGS, values, rules)
+            return weighted_values(weights_BKTGS, whole(values), rules)
 
         if config.remat == "attention":
             attend = jax.checkpoint(attend)

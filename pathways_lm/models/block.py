@@ -103,7 +103,7 @@ class Block(nnx.Module):
                 h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
             )
             shown.update(fresh=None if own.cached is None else seen.fresh, weights_BNTS=seen.weights_BNTS)
-            return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION))
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
 
         def look(h_BLD: Array) -> Array:
             assert scene.memory_BSD is not None and scene.memory_mask_BTS is not None
@@ -112,15 +112,17 @@ class Block(nnx.Module):
             memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
             seen = self.cross(h_BLD, sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show)
             shown.update(cross_weights_BNTS=seen.weights_BNTS)
-            return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS))
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS), self.rules)
 
         def feed(h_BLD: Array) -> Array:
             y_BLD, given = self._feed(h_BLD, scene, own)
             shown.update(given)
-            return dropout(y_BLD, self.config.dropout, site(own.key, MLP_OUT))
+            return dropout(y_BLD, self.config.dropout, site(own.key, MLP_OUT), self.rules)
 
         def feed_more(h_BLD: Array) -> Array:
-            return dropout(self.extra(h_BLD, site(own.key, EXTRA_HIDDEN)), self.config.dropout, site(own.key, EXTRA))
+            return dropout(
+                self.extra(h_BLD, site(own.key, EXTRA_HIDDEN)), self.config.dropout, site(own.key, EXTRA), self.rules
+            )
 
         x_BLD = self._residual(x_BLD, self.attention_norm, attend)
         if self.is_cross:
@@ -143,8 +145,8 @@ class Block(nnx.Module):
             h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
         )
         fed_BLD, given = self._feed(h_BLD, scene, own)
-        fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT))
-        attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION))
+        fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT), self.rules)
+        attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION), self.rules)
         fresh = None if own.cached is None else seen.fresh
         return x_BLD + fed_BLD + attended_BLD, Out(fresh=fresh, weights_BNTS=seen.weights_BNTS, **given)
 

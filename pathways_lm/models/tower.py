@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.attention import KeyValue, Sight
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
@@ -82,7 +83,8 @@ class Tower(nnx.Module):
 
         Args:
           x_BTD: embeddings, cut as the residual stream.
-          queries, keys: places of the input, and of the cached positions followed by the input.
+          queries, keys: places of the input, and of the cached positions followed by the input; in the order of the
+            text, and whole.
           memory: an encoder's output and places.
           cached: keys and values of every layer, each [layers, B, S, K, H].
           key: for dropout and routers; None in evaluation.
@@ -99,22 +101,23 @@ class Tower(nnx.Module):
         return x_BTD, self._by_layer(outs)
 
     def _scene(self, queries: Places, keys: Places, memory: tuple[Array, Places] | None, show: bool) -> Scene:
-        config = self.config
+        config, rules = self.config, self.rules
+        laid: Places = jax.tree.map(lambda rows_BL: cut(rows_BL, rules), queries)
         angles = bias_BTSN = buckets_BTS = None
         if config.positions == "rotary":
-            angles = rotary_angles(queries.positions_BL, config.head_dim, config.rope_base)
+            angles = rotary_angles(laid.positions_BL, config.head_dim, config.rope_base)
         if config.positions in ("relative", "relative_per_layer"):
-            at_BT, at_BS = _distances(queries), _distances(keys)
+            at_BT, at_BS = cut(_distances(queries), rules), _distances(keys)
             buckets, distance = config.relative_buckets, config.relative_max_distance
             buckets_BTS = relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
         if config.positions == "relative":
             assert buckets_BTS is not None
             bias_BTSN, buckets_BTS = self.relative_bias(buckets_BTS), None
-        sight = Sight(visible(queries, keys, self.causal), angles, bias_BTSN)
+        sight = Sight(visible(laid, keys, self.causal), angles, bias_BTSN)
         memory_BSD = memory_mask_BTS = None
         if memory is not None:
-            memory_BSD = reshard(memory[0], self.rules("batch", "length", None))
-            memory_mask_BTS = visible(queries, memory[1], causal=False)
+            memory_BSD = reshard(memory[0], rules("batch", "length", None))
+            memory_mask_BTS = visible(laid, memory[1], causal=False)
         return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_mask_BTS, show)
 
     def _per_block(self, cached: KeyValue | None, key: Array | None) -> Any:

@@ -35,9 +35,11 @@ def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, 
     Args:
       key: for dropout and routers in training; None in evaluation.
     """
-    output: Output = model.bind(precision.cast(params))(batch, key)
-    nll_BL, log_z_BL = cross_entropy(output.logits_BLV, batch.targets)
-    weight_BL = (batch.targets != PADDING).astype(jnp.float32)
+    bound = model.bind(precision.cast(params))
+    output: Output = bound(batch, key)
+    targets_BL = bound.lay(batch.targets)
+    nll_BL, log_z_BL = cross_entropy(output.logits_BLV, targets_BL)
+    weight_BL = (targets_BL != PADDING).astype(jnp.float32)
     return Sums(
         nll=jnp.sum(nll_BL * weight_BL),
         log_z_squared=jnp.sum(jnp.square(log_z_BL) * weight_BL),
