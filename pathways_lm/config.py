@@ -222,6 +222,9 @@ class MeshConfig(_Checked):
     context: int = _bounded(1, at_least=-1)
     """Along which sequences are cut."""
     tensor: int = _bounded(1, at_least=-1)
+    context_attention: str = _bounded("gather", one_of=("gather", "ring"))
+    """What devices that share a sequence do: `gather` each other's keys and values, or send them round in a `ring`, in
+    memory that grows with the length and not with its square."""
     rules: str = "palm_2d"
     """The layout: `palm_2d`, `fsdp`, `tensor_parallel` or `sequence_parallel` (see `pathways_lm.sharding`)."""
     zero: int = _bounded(3, at_least=0, at_most=3)
@@ -231,6 +234,7 @@ class MeshConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(self).items() if isinstance(size, int)}
+        del sizes["mesh.zero"]
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")

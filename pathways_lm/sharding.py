@@ -80,6 +80,8 @@ class Rules:
     table: tuple[tuple[str, Axes], ...]
     zero: int = 3
     """ZeRO's stage, see `MeshConfig.zero`."""
+    ring: bool = False
+    """Attention along a cut length sends keys and values round, see `MeshConfig.context_attention`."""
 
     def __post_init__(self) -> None:
         for name, axes in self.table:
@@ -173,17 +175,17 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3) -> Rules:
+def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, ring: bool = False) -> Rules:
     """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
     if preset not in PRESETS:
         raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
     table = {name: () if name in STORED and zero == 0 else axes for name, axes in PRESETS[preset].items()}
-    return Rules(mesh, tuple(table.items()), zero)
+    return Rules(mesh, tuple(table.items()), zero, ring and mesh.shape[CONTEXT] > 1)
 
 
 def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
     """The rules that a config asks for."""
-    return make_rules(config.rules, mesh, config.zero)
+    return make_rules(config.rules, mesh, config.zero, config.context_attention == "ring")
 
 
 def check_fit(experiment: Experiment, rules: Rules) -> None:

@@ -26,7 +26,7 @@ def attention_weights(
     Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
     arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
-    k_BSKH = _spread(k_BSKH, rules)
+    k_BSKH = spread(k_BSKH, None, rules)
     K = k_BSKH.shape[2]
     heads = _heads(K)
     cut = rules("batch", heads, "length", None, None)
@@ -47,7 +47,7 @@ def attention_weights(
 
 def weighted_values(weights_BKTGS: Array, v_BSKH: Array, rules: Rules) -> Array:
     """The values summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
-    v_BSKH = _spread(v_BSKH, rules)
+    v_BSKH = spread(v_BSKH, None, rules)
     cut = rules("batch", "length", _heads(v_BSKH.shape[2]), None, None)
     y_BTKGH = jnp.einsum("bktgs,bskh->btkgh", weights_BKTGS.astype(v_BSKH.dtype), v_BSKH, out_sharding=cut)
     B, T, K, G, H = y_BTKGH.shape
@@ -65,11 +65,14 @@ def _heads(K: int) -> str | None:
     return "heads" if K > 1 else None
 
 
-def _spread(kv_BSKH: Array, rules: Rules) -> Array:
-    """Keys or values cut along heads: repeated where there are fewer heads than parts, so that each has its own."""
+def spread(kv_BSKH: Array, length: str | None, rules: Rules) -> Array:
+    """Keys or values cut along heads and along `length`, if it is named.
+
+    They are repeated where there are fewer heads than parts, so that each part has its own.
+    """
     B, S, K, H = kv_BSKH.shape
     parts = rules.parts("heads")
-    cut = rules("batch", None, _heads(max(K, parts)), None)
+    cut = rules("batch", length, _heads(max(K, parts)), None)
     if K % parts == 0:
         return jax.sharding.reshard(kv_BSKH, cut)
     copies = jnp.broadcast_to(kv_BSKH[:, :, :, None, :], (B, S, K, parts // K, H))

@@ -1,5 +1,6 @@
 """The transformer block."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -30,7 +31,7 @@ class Scene(NamedTuple):
     """Relative positions, for blocks with tables of their own."""
     memory_BSD: Array | None = None
     """An encoder's output, whole along D, for a decoder's blocks to look at."""
-    memory_mask_BTS: Array | None = None
+    memory_sight: Sight | None = None
     show: bool = False
     """Give the attention weights and each token's experts, too."""
 
@@ -106,11 +107,12 @@ class Block(nnx.Module):
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
 
         def look(h_BLD: Array) -> Array:
-            assert scene.memory_BSD is not None and scene.memory_mask_BTS is not None
-            sight = Sight(scene.memory_mask_BTS)
+            assert scene.memory_BSD is not None and scene.memory_sight is not None
             # It lies so already. From JAX 0.12 on, the gradient of what a scan closes over must be told how it lies.
             memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
-            seen = self.cross(h_BLD, sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show)
+            seen = self.cross(
+                h_BLD, scene.memory_sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show
+            )
             shown.update(cross_weights_BNTS=seen.weights_BNTS)
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS), self.rules)
 
@@ -153,6 +155,9 @@ class Block(nnx.Module):
     def _sight(self, scene: Scene) -> Sight:
         if self.config.positions != "relative_per_layer":
             return scene.sight
+        if scene.sight.ring is not None:
+            ring = replace(scene.sight.ring, table_RN=self.relative_bias.table[...])
+            return scene.sight._replace(ring=ring)
         assert scene.buckets_BTS is not None
         return scene.sight._replace(bias_BTSN=self.relative_bias(scene.buckets_BTS))
 

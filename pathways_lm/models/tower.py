@@ -1,5 +1,6 @@
 """A stack of blocks: the decoder of a language model, or the encoder or decoder of a pair."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.kernels.zigzag import cut
+from pathways_lm.kernels.zigzag import cut, lay
 from pathways_lm.layers.attention import KeyValue, Sight
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
 from pathways_lm.layers.stack import Stack
+from pathways_lm.layers.tiles import Ring
 from pathways_lm.models.block import Block, Out, Own, Scene
 from pathways_lm.sharding import Rules
 
@@ -103,22 +105,44 @@ class Tower(nnx.Module):
     def _scene(self, queries: Places, keys: Places, memory: tuple[Array, Places] | None, show: bool) -> Scene:
         config, rules = self.config, self.rules
         laid: Places = jax.tree.map(lambda rows_BL: cut(rows_BL, rules), queries)
-        angles = bias_BTSN = buckets_BTS = None
+        angles = memory_BSD = memory_sight = None
         if config.positions == "rotary":
             angles = rotary_angles(laid.positions_BL, config.head_dim, config.rope_base)
-        if config.positions in ("relative", "relative_per_layer"):
-            at_BT, at_BS = cut(_distances(queries), rules), _distances(keys)
-            buckets, distance = config.relative_buckets, config.relative_max_distance
-            buckets_BTS = relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
-        if config.positions == "relative":
-            assert buckets_BTS is not None
-            bias_BTSN, buckets_BTS = self.relative_bias(buckets_BTS), None
-        sight = Sight(visible(laid, keys, self.causal), angles, bias_BTSN)
-        memory_BSD = memory_mask_BTS = None
+        # Who asks to see the weights gets them whole, from keys that are gathered.
+        ring = rules.ring and not show
+        if ring:
+            sight, buckets_BTS = Sight(None, angles, ring=self._ring(laid, keys, self.causal)), None
+        else:
+            bias_BTSN, buckets_BTS = self._relative(queries, keys)
+            sight = Sight(visible(laid, keys, self.causal), angles, bias_BTSN)
         if memory is not None:
             memory_BSD = reshard(memory[0], rules("batch", "length", None))
-            memory_mask_BTS = visible(laid, memory[1], causal=False)
-        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_mask_BTS, show)
+            if ring:
+                memory_sight = Sight(None, ring=replace(self._ring(laid, memory[1], causal=False), table_RN=None))
+            else:
+                memory_sight = Sight(visible(laid, memory[1], causal=False))
+        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_sight, show)
+
+    def _relative(self, queries: Places, keys: Places) -> tuple[Array | None, Array | None]:
+        """What all layers add to the scores, or the relative positions from which each makes its own."""
+        config = self.config
+        if config.positions not in ("relative", "relative_per_layer"):
+            return None, None
+        at_BT, at_BS = cut(_distances(queries), self.rules), _distances(keys)
+        buckets, distance = config.relative_buckets, config.relative_max_distance
+        buckets_BTS = relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
+        if config.positions == "relative_per_layer":
+            return None, buckets_BTS
+        return self.relative_bias(buckets_BTS), None
+
+    def _ring(self, laid: Places, keys: Places, causal: bool) -> Ring:
+        """What a ring needs to know of queries that are laid and keys in the order of the text."""
+        table_RN = None
+        if self.config.positions == "relative":
+            # As of a memory: what a scan closes over must be told how it lies.
+            table_RN = reshard(self.relative_bias.table[...], self.rules("norm", "heads"))
+        around = jax.tree.map(lambda rows_BL: lay(rows_BL, self.rules), keys)
+        return Ring(laid, around, causal, table_RN, self.config.relative_max_distance)
 
     def _per_block(self, cached: KeyValue | None, key: Array | None) -> Any:
         keys = None if key is None else jax.random.split(key, self.num_layers)
