@@ -226,6 +226,9 @@ class MeshConfig(_Checked):
     context: int = _bounded(1, at_least=-1)
     """Along which sequences are cut."""
     tensor: int = _bounded(1, at_least=-1)
+    context_attention: str = _bounded("gather", one_of=("gather", "ring"))
+    """What devices that share a sequence do: `gather` each other's keys and values, or send them round in a `ring`, in
+    memory that grows with the length and not with its square."""
     rules: str = "palm_2d"
     """The layout: `palm_2d`, `fsdp`, `tensor_parallel` or `sequence_parallel` (see `pathways_lm.sharding`)."""
     zero: int = _bounded(3, at_least=0, at_most=3)
@@ -234,7 +237,8 @@ class MeshConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = {f"mesh.{name}": getattr(self, name) for name in ("pod", "stage", "data", "expert", "context", "tensor")}
+        axes = ("pod", "stage", "data", "expert", "context", "tensor")
+        sizes = {f"mesh.{axis}": getattr(self, axis) for axis in axes}
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")
@@ -349,8 +353,8 @@ class Experiment(_Checked):
             raise ConfigError(f"mesh.chunks={self.mesh.chunks} is for pipelines; mesh.stage is 1")
         if self.mesh.stage > 1 and self.train.microbatches < self.mesh.stage:
             raise ConfigError(
-                f"train.microbatches={self.train.microbatches} is below mesh.stage={self.mesh.stage}: some stages would "
-                f"always wait; at least {self.mesh.stage}"
+                f"train.microbatches={self.train.microbatches} is below mesh.stage={self.mesh.stage}: some stages "
+                f"would always wait; {self.mesh.stage} would be enough"
             )
         if self.mesh.chunks > 1 and self.train.microbatches % self.mesh.stage:
             raise ConfigError(

@@ -82,6 +82,8 @@ class Rules:
     """ZeRO's stage, see `MeshConfig.zero`."""
     chunks: int = 1
     """Runs of layers on each of a pipeline's stages."""
+    ring: bool = False
+    """Attention along a cut length sends keys and values round, see `MeshConfig.context_attention`."""
 
     def __post_init__(self) -> None:
         for name, axes in self.table:
@@ -198,17 +200,19 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1) -> Rules:
+def make_rules(
+    preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1, ring: bool = False
+) -> Rules:
     """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
     if preset not in PRESETS:
         raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
     table = {name: () if name in STORED and zero == 0 else axes for name, axes in PRESETS[preset].items()}
-    return Rules(mesh, tuple(table.items()), zero, chunks)
+    return Rules(mesh, tuple(table.items()), zero, chunks, ring and mesh.shape[CONTEXT] > 1)
 
 
 def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
     """The rules that a config asks for."""
-    return make_rules(config.rules, mesh, config.zero, config.chunks)
+    return make_rules(config.rules, mesh, config.zero, config.chunks, config.context_attention == "ring")
 
 
 def check_fit(experiment: Experiment, rules: Rules) -> None:

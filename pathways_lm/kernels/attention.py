@@ -14,22 +14,22 @@ def attention_weights(
 
     Args:
       q_BTNH: queries, `N` heads of size `H` at `T` positions, cut along heads.
-      k_BSKH: keys of `S` positions; each of the `K` heads serves N / K neighbouring query heads.
+      k_BSKH: keys of `S` positions, whole along them; each of the `K` heads serves N / K neighbouring query heads.
       mask_BTS: true where a query may look; `B` may be 1 for one mask for all.
       bias_BTSN: added to the scores; `B` may be 1.
       scaled: divide by sqrt(H).
 
     Returns:
-      fp32 [B, K', T, N / K', S], cut along its second dimension. K' is K, or the number of parts heads are cut into
-      where those are more.
+      fp32 [B, K', T, N / K', S], cut along its second dimension and as the queries along T. K' is K, or the number of
+      parts heads are cut into where those are more.
 
     Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
     arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
-    k_BSKH = _spread(k_BSKH, rules)
+    k_BSKH = spread(k_BSKH, None, rules)
     K = k_BSKH.shape[2]
     heads = _heads(K)
-    cut = rules("batch", heads, None, None, None)
+    cut = rules("batch", heads, "length", None, None)
     q_BTKGH = _grouped(q_BTNH, K, rules)
     if scaled:
         q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
@@ -39,7 +39,7 @@ def attention_weights(
     if bias_BTSN is not None:
         B, T, S, N = bias_BTSN.shape
         batch = "batch" if B > 1 else None
-        bias = jnp.reshape(bias_BTSN, (B, T, S, K, N // K), out_sharding=rules(batch, None, None, heads, None))
+        bias = jnp.reshape(bias_BTSN, (B, T, S, K, N // K), out_sharding=rules(batch, "length", None, heads, None))
         scores_BKTGS = scores_BKTGS + jnp.transpose(bias, (0, 3, 1, 4, 2)).astype(jnp.float32)
     scores_BKTGS = jnp.where(mask_BTS[:, None, :, None, :], scores_BKTGS, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores_BKTGS, axis=-1)
@@ -47,8 +47,8 @@ def attention_weights(
 
 def weighted_values(weights_BKTGS: Array, v_BSKH: Array, rules: Rules) -> Array:
     """The values summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
-    v_BSKH = _spread(v_BSKH, rules)
-    cut = rules("batch", None, _heads(v_BSKH.shape[2]), None, None)
+    v_BSKH = spread(v_BSKH, None, rules)
+    cut = rules("batch", "length", _heads(v_BSKH.shape[2]), None, None)
     y_BTKGH = jnp.einsum("bktgs,bskh->btkgh", weights_BKTGS.astype(v_BSKH.dtype), v_BSKH, out_sharding=cut)
     B, T, K, G, H = y_BTKGH.shape
     return jnp.reshape(y_BTKGH, (B, T, K * G, H), out_sharding=rules("batch", "length", "heads", None))
@@ -65,11 +65,14 @@ def _heads(K: int) -> str | None:
     return "heads" if K > 1 else None
 
 
-def _spread(kv_BSKH: Array, rules: Rules) -> Array:
-    """Keys or values cut along heads: repeated where there are fewer heads than parts, so that each has its own."""
+def spread(kv_BSKH: Array, length: str | None, rules: Rules) -> Array:
+    """Keys or values cut along heads and along `length`, if it is named.
+
+    They are repeated where there are fewer heads than parts, so that each part has its own.
+    """
     B, S, K, H = kv_BSKH.shape
     parts = rules.parts("heads")
-    cut = rules("batch", "length", _heads(max(K, parts)), None)
+    cut = rules("batch", length, _heads(max(K, parts)), None)
     if K % parts == 0:
         return jax.sharding.reshard(kv_BSKH, cut)
     copies = jnp.broadcast_to(kv_BSKH[:, :, :, None, :], (B, S, K, parts // K, H))

@@ -1,5 +1,6 @@
 """Attention, to the own tokens or to those of an encoder."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,13 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.kernels.attention import attention_weights, weighted_values
+from pathways_lm.kernels.attention import attention_weights, spread, weighted_values
+from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.layers.position import rotate
+from pathways_lm.layers.ring import ring_attention
+from pathways_lm.layers.tiles import Ring
 from pathways_lm.sharding import Rules
 
 KeyValue = tuple[Array, Array]
@@ -21,12 +25,14 @@ KeyValue = tuple[Array, Array]
 class Sight(NamedTuple):
     """Who sees whom, and at what distance."""
 
-    mask_BTS: Array
-    """True where a query may look; S counts cached positions first. B may be 1."""
+    mask_BTS: Array | None
+    """True where a query may look; S counts cached positions first and is in the order of the text. B may be 1."""
     angles: tuple[Array, Array] | None = None
     """Rotary angles at the queries' positions."""
     bias_BTSN: Array | None = None
     """Added to the scores, cut along heads. B may be 1."""
+    ring: Ring | None = None
+    """In place of mask and bias: keys and values go round."""
 
 
 class Attended(NamedTuple):
@@ -96,16 +102,25 @@ class Attention(nnx.Module):
             keys = jnp.concatenate([cached[0].astype(k_BSKH.dtype), k_BSKH], axis=1)
             values = jnp.concatenate([cached[1].astype(v_BSKH.dtype), v_BSKH], axis=1)
 
+        def whole(kv_BSKH: Array) -> Array:
+            return stand(reshard(kv_BSKH, rules("batch", None, self.kv_heads, None)), rules)
+
         def weigh(q: Array, keys: Array, sight: Sight) -> Array:
-            return attention_weights(q, keys, sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
+            assert sight.mask_BTS is not None
+            return attention_weights(q, whole(keys), sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
 
         def attend(q: Array, keys: Array, values: Array, sight: Sight) -> Array:
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
-            return weighted_values(weights_BKTGS, values, rules)
+            return weighted_values(weights_BKTGS, whole(values), rules)
 
-        if config.remat == "attention":
-            attend = jax.checkpoint(attend)
-        a_BTNH = attend(q_BTNH, keys, values, sight)
+        if sight.ring is not None:
+            # The layer keeps nothing larger than its queries: there is nothing to gain from `remat`.
+            k_BSKH, v_BSKH = (spread(kv_BSKH, "length", rules) for kv_BSKH in (k_BSKH, v_BSKH))
+            table_RN, ring = sight.ring.table_RN, replace(sight.ring, table_RN=None)
+            a_BTNH = ring_attention(q_BTNH, k_BSKH, v_BSKH, table_RN, ring, rules, config.scaled_attention)
+        else:
+            attend = jax.checkpoint(attend) if config.remat == "attention" else attend
+            a_BTNH = attend(q_BTNH, keys, values, sight)
         out_NHD = reshard(self.out[...], rules.used("heads", None, None))
         out = rules.partial("batch", "length", None, over="heads")
         y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=out)

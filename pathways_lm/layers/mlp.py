@@ -69,7 +69,7 @@ class MLP(nnx.Module):
             hidden_BLF = GATES[config.activation](self._into(h_BLD, "gate")) * hidden_BLF
         else:
             hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
-        hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key)
+        hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)
         down_FD = reshard(self.down[...], rules.used("mlp", None))
         # Added over devices and cut as the residual stream in one exchange; written so, its gradient is gathered once.
         out = rules.partial("batch", "length", None, over="mlp")

@@ -64,9 +64,9 @@ class RelativeBias(nnx.Module):
         self.rules = rules
 
     def __call__(self, buckets_BTS: Array) -> Array:
-        """[B, T, S, N], cut along heads."""
+        """[B, T, S, N], cut along heads and the queries' length."""
         batch = "batch" if buckets_BTS.shape[0] > 1 else None
-        return self.table[...].at[buckets_BTS].get(out_sharding=self.rules(batch, None, None, "heads"))
+        return self.table[...].at[buckets_BTS].get(out_sharding=self.rules(batch, "length", None, "heads"))
 
 
 class Table(nnx.Module):

@@ -1,5 +1,6 @@
 """The transformer block."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -30,7 +31,7 @@ class Scene(NamedTuple):
     """Relative positions, for blocks with tables of their own."""
     memory_BSD: Array | None = None
     """An encoder's output, whole along D, for a decoder's blocks to look at."""
-    memory_mask_BTS: Array | None = None
+    memory_sight: Sight | None = None
     show: bool = False
     """Give the attention weights and each token's experts, too."""
 
@@ -103,24 +104,27 @@ class Block(nnx.Module):
                 h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
             )
             shown.update(fresh=None if own.cached is None else seen.fresh, weights_BNTS=seen.weights_BNTS)
-            return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION))
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
 
         def look(h_BLD: Array) -> Array:
-            assert scene.memory_BSD is not None and scene.memory_mask_BTS is not None
-            sight = Sight(scene.memory_mask_BTS)
+            assert scene.memory_BSD is not None and scene.memory_sight is not None
             # It lies so already. From JAX 0.12 on, the gradient of what a scan closes over must be told how it lies.
             memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
-            seen = self.cross(h_BLD, sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show)
+            seen = self.cross(
+                h_BLD, scene.memory_sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show
+            )
             shown.update(cross_weights_BNTS=seen.weights_BNTS)
-            return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS))
+            return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS), self.rules)
 
         def feed(h_BLD: Array) -> Array:
             y_BLD, given = self._feed(h_BLD, scene, own)
             shown.update(given)
-            return dropout(y_BLD, self.config.dropout, site(own.key, MLP_OUT))
+            return dropout(y_BLD, self.config.dropout, site(own.key, MLP_OUT), self.rules)
 
         def feed_more(h_BLD: Array) -> Array:
-            return dropout(self.extra(h_BLD, site(own.key, EXTRA_HIDDEN)), self.config.dropout, site(own.key, EXTRA))
+            return dropout(
+                self.extra(h_BLD, site(own.key, EXTRA_HIDDEN)), self.config.dropout, site(own.key, EXTRA), self.rules
+            )
 
         x_BLD = self._residual(x_BLD, self.attention_norm, attend)
         if self.is_cross:
@@ -143,14 +147,17 @@ class Block(nnx.Module):
             h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
         )
         fed_BLD, given = self._feed(h_BLD, scene, own)
-        fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT))
-        attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION))
+        fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT), self.rules)
+        attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION), self.rules)
         fresh = None if own.cached is None else seen.fresh
         return x_BLD + fed_BLD + attended_BLD, Out(fresh=fresh, weights_BNTS=seen.weights_BNTS, **given)
 
     def _sight(self, scene: Scene) -> Sight:
         if self.config.positions != "relative_per_layer":
             return scene.sight
+        if scene.sight.ring is not None:
+            ring = replace(scene.sight.ring, table_RN=self.relative_bias.table[...])
+            return scene.sight._replace(ring=ring)
         assert scene.buckets_BTS is not None
         return scene.sight._replace(bias_BTSN=self.relative_bias(scene.buckets_BTS))
 

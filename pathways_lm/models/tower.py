@@ -9,11 +9,13 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.zigzag import cut, lay
 from pathways_lm.layers.attention import KeyValue, Sight
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
 from pathways_lm.layers.stack import Stack
+from pathways_lm.layers.tiles import Ring
 from pathways_lm.models.block import Block, Out, Own, Scene
 from pathways_lm.sharding import Rules
 
@@ -82,17 +84,23 @@ class Tower(nnx.Module):
 
         Args:
           x_BTD: embeddings, cut as the residual stream.
-          queries, keys: places of the input, and of the cached positions followed by the input.
+          queries, keys: places of the input, and of the cached positions followed by the input; in the order of the
+            text, and whole.
           memory: an encoder's output and places.
           cached: keys and values of every layer, each [layers, B, S, K, H].
           key: for dropout and routers; None in evaluation.
           show: also give attention weights and gates.
 
         Returns:
-          The last block's output, which `close` normalises, and what the blocks tell: each array has a leading dimension of layers,
-          routing of MoE layers only.
+          The last block's output, which `close` normalises, and what the blocks tell: each array has a leading
+          dimension of layers, routing of MoE layers only.
         """
         scene = self._scene(queries, keys, memory, self.bias(queries, keys), show)
+        own = Own(cached, self.layer_keys(key))
+        x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
+        return x_BTD, self._by_layer(outs)
+
+        scene = self._scene(queries, keys, memory, self.relative(queries, keys, show), show)
         own = Own(cached, self.layer_keys(key))
         x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
         return x_BTD, self._by_layer(outs)
@@ -107,7 +115,7 @@ class Tower(nnx.Module):
         x_BTD: Array,
         queries: Places,
         memory: tuple[Array, Places] | None,
-        bias_BTSN: Array | None,
+        relative: Array | None,
         keys: Array | None,
         missing: Array,
     ) -> tuple[Array, Out]:
@@ -115,19 +123,25 @@ class Tower(nnx.Module):
 
         Args:
           stacked: their parameters.
-          bias_BTSN: as `bias` gives it.
+          relative: as `relative` gives it.
           keys: of their layers, from `layer_keys`.
           missing: bool, true for blocks that only fill up.
         """
-        scene = self._scene(queries, queries, memory, bias_BTSN, show=False)
+        scene = self._scene(queries, queries, memory, relative, show=False)
         own = self._fold_all(Own(None, keys))
         x_BTD, outs = self.blocks.run(stacked, x_BTD, scene, per_layer=own, missing=missing)
         return x_BTD, self._by_layer(outs)
 
-    def bias(self, queries: Places, keys: Places) -> Array | None:
-        """The tower's relative bias [B, T, S, N], where it has one for all layers. B is 1 for whole sequences."""
+    def relative(self, queries: Places, keys: Places, show: bool = False) -> Array | None:
+        """What all layers share of relative positions, where they do: the bias [B, T, S, N], or its table for a ring.
+
+        B is 1 for whole sequences.
+        """
         if self.config.positions != "relative":
             return None
+        if self.rules.ring and not show:
+            # What a scan closes over must be told how it lies.
+            return reshard(self.relative_bias.table[...], self.rules("norm", "heads"))
         return self.relative_bias(self._buckets(queries, keys))
 
     def layer_keys(self, key: Array | None) -> Array | None:
@@ -136,27 +150,41 @@ class Tower(nnx.Module):
 
     def _buckets(self, queries: Places, keys: Places) -> Array:
         buckets, distance = self.config.relative_buckets, self.config.relative_max_distance
-        return relative_buckets(_distances(queries), _distances(keys), buckets, distance, self.causal)
+        at_BT, at_BS = cut(_distances(queries), self.rules), _distances(keys)
+        return relative_buckets(at_BT, at_BS, buckets, distance, self.causal)
 
     def _scene(
         self,
         queries: Places,
         keys: Places,
         memory: tuple[Array, Places] | None,
-        bias_BTSN: Array | None,
+        relative: Array | None,
         show: bool,
     ) -> Scene:
-        config = self.config
-        angles = None
+        config, rules = self.config, self.rules
+        laid: Places = jax.tree.map(lambda rows_BL: cut(rows_BL, rules), queries)
+        angles = memory_BSD = memory_sight = buckets_BTS = None
         if config.positions == "rotary":
-            angles = rotary_angles(queries.positions_BL, config.head_dim, config.rope_base)
-        buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
-        sight = Sight(visible(queries, keys, self.causal), angles, bias_BTSN)
-        memory_BSD = memory_mask_BTS = None
+            angles = rotary_angles(laid.positions_BL, config.head_dim, config.rope_base)
+        # Who asks to see the weights gets them whole, from keys that are gathered.
+        ring = rules.ring and not show
+        if ring:
+            sight = Sight(None, angles, ring=self._ring(laid, keys, self.causal, relative))
+        else:
+            buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
+            sight = Sight(visible(laid, keys, self.causal), angles, relative)
         if memory is not None:
-            memory_BSD = reshard(memory[0], self.rules("batch", "length", None))
-            memory_mask_BTS = visible(queries, memory[1], causal=False)
-        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_mask_BTS, show)
+            memory_BSD = reshard(memory[0], rules("batch", "length", None))
+            if ring:
+                memory_sight = Sight(None, ring=self._ring(laid, memory[1], causal=False, table_RN=None))
+            else:
+                memory_sight = Sight(visible(laid, memory[1], causal=False))
+        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_sight, show)
+
+    def _ring(self, laid: Places, keys: Places, causal: bool, table_RN: Array | None) -> Ring:
+        """What a ring needs to know of queries that are laid and keys in the order of the text."""
+        around = jax.tree.map(lambda rows_BL: lay(rows_BL, self.rules), keys)
+        return Ring(laid, around, causal, table_RN, self.config.relative_max_distance)
 
     def _fold_all(self, own: Own) -> Own:
         return jax.tree.map(self._fold, own) if self.patterned else own

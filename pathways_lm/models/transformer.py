@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.attention import KeyValue
 from pathways_lm.layers.dropout import dropout, site
 from pathways_lm.layers.embed import Embedding, Head, MaskedHead, Order, Pooler
@@ -25,7 +26,8 @@ class Output(NamedTuple):
     """What a model says of a batch."""
 
     logits_BLV: Array
-    """Cut along the vocabulary."""
+    """Cut along the vocabulary. In the order of the text where devices have whole sequences, else as
+    `Transformer.lay` lays it."""
     decoder: Out | None = None
     """What the decoder's layers tell."""
     encoder: Out | None = None
@@ -68,16 +70,21 @@ class Transformer(nnx.Module):
         """The batch's rows whole along their length: where a token stands depends on those before it."""
         return jax.tree.map(lambda leaf: reshard(leaf, self.rules("batch", None)), batch)
 
+    def lay(self, rows_BL: Array) -> Array:
+        """Whole rows in the order of the embeddings and logits, each device with its part."""
+        return cut(rows_BL, self.rules)
+
     def embed(self, tokens_BL: Array, places: Places, key: Array | None, types_BL: Array | None = None) -> Array:
-        """Tokens, positions and types, [B, L, D], cut as the residual stream."""
-        x_BLD = self.embedding.encode(tokens_BL)
+        """Tokens, positions and types of whole rows, [B, L, D], laid on devices and cut as the residual stream."""
+        x_BLD = self.embedding.encode(self.lay(tokens_BL))
         if self.config.positions == "learned":
-            x_BLD = x_BLD + self.positions(places.positions_BL)
+            x_BLD = x_BLD + self.positions(self.lay(places.positions_BL))
         if self.config.token_types:
-            x_BLD = x_BLD + self.token_types(jnp.zeros_like(tokens_BL) if types_BL is None else types_BL)
+            types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
+            x_BLD = x_BLD + self.token_types(self.lay(types_BL))
         if self.config.block == "post_norm":
             x_BLD = self.embedding_norm(x_BLD)
-        return dropout(x_BLD, self.config.dropout, key)
+        return dropout(x_BLD, self.config.dropout, key, self.rules)
 
     def places(self, tower: str, batch: Batch) -> Places:
         """Where the tokens stand that a tower reads."""
@@ -120,7 +127,7 @@ class Transformer(nnx.Module):
 
     def logits(self, x_BLD: Array, key: Array | None = None) -> Array:
         """[B, L, V], cut along the vocabulary."""
-        x_BLD = dropout(x_BLD, self.config.hidden_dropout, key)
+        x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)
         return self.embedding.decode(x_BLD) if self.config.tied_head else self.head(x_BLD)
 
 
@@ -180,7 +187,7 @@ class EncoderDecoder(Transformer):
         if tower == "encoder":
             return Stream(self.embed(batch.encoder_tokens, self.places(tower, batch), site(key, 0)))
         assert before_BSD is not None
-        memory = dropout(self.encoder.close(before_BSD), self.config.hidden_dropout, site(key, 2))
+        memory = dropout(self.encoder.close(before_BSD), self.config.hidden_dropout, site(key, 2), self.rules)
         return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 3)), memory)
 
     def leave(self, x_BLD: Array, key: Array | None) -> Array:

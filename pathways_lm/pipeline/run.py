@@ -122,7 +122,7 @@ class Pipeline:
         rows = jax.tree.map(lambda leaf: leaf[0], self.microbatches)
         module = self._module(self.shared if table is None else table)
         places = module.places(name, rows)
-        return getattr(module, name).bias(places, places)
+        return getattr(module, name).relative(places, places)
 
     def _layer_keys(self, name: str) -> Array | None:
         """Key data of every microbatch's layers in their places, [M, S, chunks, k, every, 2]."""

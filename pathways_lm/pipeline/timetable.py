@@ -13,6 +13,7 @@ another's backward on every stage; alternating ticks would each wait for a neigh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 Item = tuple[int, int]
 """Microbatch and chunk."""
@@ -105,7 +106,7 @@ class Timetable:
 
         return [
             Segment(first, end, running(self.forward, first), running(self.backward, first))
-            for first, end in zip(edges, edges[1:], strict=False)
+            for first, end in pairwise(edges)
         ]
 
     def input_slots(self, tower: int) -> int:

@@ -35,12 +35,13 @@ def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, 
     Args:
       key: for dropout and routers in training; None in evaluation.
     """
-    output: Output = model.bind(precision.cast(params))(batch, key)
-    return score(output.logits_BLV, batch.targets)._replace(routing=_routing(output))
+    bound = model.bind(precision.cast(params))
+    output: Output = bound(batch, key)
+    return score(output.logits_BLV, bound.lay(batch.targets))._replace(routing=_routing(output))
 
 
 def score(logits_BLV: Array, targets_BL: Array) -> Sums:
-    """The sums over all targets but padding."""
+    """The sums over all targets but padding. The targets are laid as the logits."""
     nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
     weight_BL = (targets_BL != PADDING).astype(jnp.float32)
     return Sums(

@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import MoEConfig, TrainConfig
+from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.dropout import site
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
@@ -44,7 +45,7 @@ def gradient_sums(
         share = routed_tokens(model, batch) / jnp.sum((batch.targets != PADDING).astype(jnp.float32))
 
     def scored(logits_BLV: Array, part: Batch) -> tuple[Array, Sums]:
-        sums = score(logits_BLV, part.targets)
+        sums = score(logits_BLV, cut(part.targets, model.rules))
         return sums.nll + config.z_loss * sums.log_z_squared, sums
 
     if model.rules.stages > 1:
