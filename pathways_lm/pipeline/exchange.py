@@ -79,10 +79,14 @@ def of_stage(tree: Any, chosen_S: Array) -> Any:
     """The chosen stage's part, to all; zeros where none is chosen."""
 
     def one(array: Array) -> Array:
-        mask = chosen_S.reshape(-1, *(1 for _ in array.shape[1:]))
-        return jnp.sum(jnp.where(mask, array, 0), axis=0)
+        return jnp.sum(masked(array, chosen_S), axis=0)
 
     return jax.tree.map(one, tree)
+
+
+def masked(tree: Any, live_S: Array) -> Any:
+    """Zeros in place of the parts of stages that are not live."""
+    return jax.tree.map(lambda array: jnp.where(live_S.reshape(-1, *(1 for _ in array.shape[1:])), array, 0), tree)
 
 
 def at_stage(chosen_S: Array, whole: Any, parts: Any) -> Any:

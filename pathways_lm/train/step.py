@@ -16,7 +16,8 @@ from pathways_lm.layers.dropout import site
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
-from pathways_lm.pipeline.run import Pipeline, Score
+from pathways_lm.pipeline.parts import Parts, Score
+from pathways_lm.pipeline.run import Pipeline
 from pathways_lm.pipeline.timetable import Timetable
 from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
 from pathways_lm.train.precision import POLICIES
@@ -106,7 +107,8 @@ def _pipelined(
     tokens = {} if share is None else dict(zip(towers, (share[0], share[-1]), strict=False))
     microbatches = _microbatches(model, batch, config.microbatches)
     routing_of = partial(routing_loss, model.config.moe)
-    grads, sums, routing = Pipeline(model, table, cast, microbatches, key, scored, routing_of, tokens).run()
+    parts = Parts(model, cast, microbatches, key, scored, routing_of, tokens)
+    grads, sums, routing = Pipeline(parts, table).run()
     return jax.tree.map(lambda grad, param: _settle(grad, param), grads, model.abstract), sums._replace(routing=routing)
 
 
