@@ -200,9 +200,7 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def make_rules(
-    preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1, ring: bool = False
-) -> Rules:
+def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1, ring: bool = False) -> Rules:
     """The preset of that name on `mesh`. Raises ConfigError naming the nearest one."""
     if preset not in PRESETS:
         raise ConfigError(f"mesh.rules has no preset '{preset}'{nearest(preset, PRESETS)}")
@@ -239,8 +237,31 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
             below, above = size // parts * parts, -(-size // parts) * parts
             fits = " or ".join(str(value) for value in (below, above) if value > 0)
             raise ConfigError(f"{field}={size} ('{name}') is not divisible by {axes}; {fits} would be")
+    if rules.stages > 1:
+        _check_stages(experiment, rules)
     kv_heads, parts = model.num_kv_heads, rules.parts("heads")
     if kv_heads % parts and parts % kv_heads:
         raise ConfigError(
             f"model.num_kv_heads={kv_heads} and the {parts} parts that heads are cut into must divide one another"
         )
+
+
+def _check_stages(experiment: Experiment, rules: Rules) -> None:
+    model = experiment.model
+    every = model.moe.every if model.moe.num_experts else 1
+    chunks = rules.stages * rules.chunks
+    for field, layers in (("num_layers", model.num_layers), ("num_encoder_layers", model.num_encoder_layers)):
+        repeats = layers // every
+        if layers and repeats < chunks:
+            per = f" in patterns of {every}" if every > 1 else ""
+            raise ConfigError(
+                f"mesh.stage={rules.stages} x mesh.chunks={rules.chunks} needs as many layers, and model.{field}={layers}"
+                f"{per} are {repeats}"
+            )
+        parts = rules.parts("embed") * rules.stages
+        if layers and rules.deals(repeats) and model.embed_dim % parts:
+            raise ConfigError(
+                f"model.{field}={layers} is not a multiple of mesh.stage={rules.stages} x mesh.chunks={rules.chunks}, so "
+                f"that layers are dealt out, and model.embed_dim={model.embed_dim} is not divisible by the {parts} parts "
+                "that they are then stored in"
+            )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 
 from pathways_lm.sharding import Rules
 
@@ -58,7 +58,8 @@ class Stack(nnx.Module):
         Returns:
           The last layer's output, and every layer's `out`, stacked.
         """
-        return self.run(nnx.split(self.layers, nnx.Param)[1], x, *shared, per_layer=per_layer)
+        stacked = jax.tree.map(_whole, nnx.split(self.layers, nnx.Param)[1])
+        return self.run(stacked, x, *shared, per_layer=per_layer)
 
     def run(
         self, stacked: Any, x: Array, *shared: Any, per_layer: Any = None, missing: Array | None = None
@@ -78,3 +79,12 @@ class Stack(nnx.Module):
         if self.recompute:
             body = jax.checkpoint(body, prevent_cse=False)
         return jax.lax.scan(body, x, (stacked, per_layer, missing), unroll=self.unroll)
+
+
+def _whole(leaf: Array) -> Array:
+    """A stack that all devices go through, also where each stage has its own part of it (outside of training)."""
+    sharding = jax.typeof(leaf).sharding
+    first, *rest = sharding.spec.partitions
+    if first is None:
+        return leaf
+    return reshard(leaf, sharding.update(spec=PartitionSpec(None, *rest, reduced=sharding.spec.reduced)))

@@ -95,11 +95,6 @@ class Tower(nnx.Module):
           The last block's output, which `close` normalises, and what the blocks tell: each array has a leading
           dimension of layers, routing of MoE layers only.
         """
-        scene = self._scene(queries, keys, memory, self.bias(queries, keys), show)
-        own = Own(cached, self.layer_keys(key))
-        x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
-        return x_BTD, self._by_layer(outs)
-
         scene = self._scene(queries, keys, memory, self.relative(queries, keys, show), show)
         own = Own(cached, self.layer_keys(key))
         x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))

@@ -115,9 +115,7 @@ class Transformer(nnx.Module):
             places, tower = self.places(name, batch), getattr(self, name)
             stream = self.enter(name, batch, key, x_BLD)
             memory = self.memory(name, batch, stream)
-            x_BLD, told[name] = tower(
-                stream.x_BLD, places, places, memory, key=self.tower_key(name, key), show=show
-            )
+            x_BLD, told[name] = tower(stream.x_BLD, places, places, memory, key=self.tower_key(name, key), show=show)
         assert x_BLD is not None
         return Output(self.leave(x_BLD, key), decoder=told.get("decoder"), encoder=told.get("encoder")), x_BLD
 

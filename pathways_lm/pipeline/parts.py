@@ -206,7 +206,7 @@ def _nested(state: nnx.State) -> Params:
     """A state's variables, by name."""
     nested: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
-        *parents, last = path
+        *parents, last = map(str, path)
         inner = nested
         for parent in parents:
             inner = inner.setdefault(parent, {})

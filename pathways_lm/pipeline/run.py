@@ -5,6 +5,7 @@ mapped over it. A tick is a forward item of every stage, a backward item, or bot
 exchange between neighbours. The backward pass computes a stage again from its input, so that only inputs are kept.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,16 +64,13 @@ class Pipeline:
         """Gradients, what the score told of all microbatches, and what all routers told, by layer."""
         carry = self._start()
         for segment in self.table.segments():
-            carry = jax.lax.scan(
-                lambda carry, tick, segment=segment: (self._tick(segment, tick, carry), None),
-                carry,
-                jnp.arange(segment.first, segment.end),
-            )[0]
+            tick = partial(self._tick, segment)
+            carry = jax.lax.scan(tick, carry, jnp.arange(segment.first, segment.end))[0]
         return self._finish(carry)
 
     # --- ticks
 
-    def _tick(self, segment: Segment, tick: Array, carry: Carry) -> Carry:
+    def _tick(self, segment: Segment, carry: Carry, tick: Array) -> tuple[Carry, None]:
         towers, shared, told = list(carry.towers), carry.shared, carry.told
         for tower in segment.forward:
             self._forward(tower, tick, towers)
@@ -81,7 +79,7 @@ class Pipeline:
         for tower in segment.backward[::-1]:
             shared = self._backward(tower, tick, towers, shared)
         done = Carry(tuple(towers), shared, told)
-        return jax.tree.map(lambda new, old: reshard(new, jax.typeof(old).sharding), done, carry)
+        return jax.tree.map(lambda new, old: reshard(new, jax.typeof(old).sharding), done, carry), None
 
     def _forward(self, tower: int, tick: Array, carry: list[TowerCarry]) -> None:
         name, table, own = self.names[tower], self.table, carry[tower]
@@ -131,8 +129,8 @@ class Pipeline:
         carry[tower] = own._replace(
             returning=rotate(returned, self.rules, -1),
             grads=jax.tree.map(lambda total, part: add_at(total, _settled(part, total), c_S), own.grads, grads),
-            relative=None if relative is None else own.relative + relative,
-            routing=None if routing is None else jax.tree.map(lambda t, p: add_at(t, p, c_S), own.routing, routing),
+            relative=jax.tree.map(jnp.add, own.relative, relative),
+            routing=jax.tree.map(lambda total, part: add_at(total, part, c_S), own.routing, routing),
         )
         return self._home(tower, since - (S - 1), returned, carry, shared)
 
@@ -154,7 +152,7 @@ class Pipeline:
         """Microbatch, chunk and whether there is one, of an index or of each stage's."""
         last = self.table.items - 1
         item = self.table.returning if back else self.table.item
-        m, c = item(jnp.clip(index, 0, last))  # type: ignore[arg-type]
+        m, c = item(jnp.clip(index, 0, last))
         return m, c, (index >= 0) & (index <= last)
 
     def _arriving(self, tower: int, tick: Array) -> tuple[Array, Array]:

@@ -14,9 +14,10 @@ another's backward on every stage; alternating ticks would each wait for a neigh
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-Item = tuple[int, int]
-"""Microbatch and chunk."""
+Number = Any
+"""An int, or an array of them."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,19 @@ class Timetable:
     def ticks(self) -> int:
         return self.backward(0) + self.leg_ticks
 
-    def item(self, index: int) -> Item:
-        """Of a forward leg. Works on arrays, too."""
+    def item(self, index: Number) -> tuple[Number, Number]:
+        """Microbatch and chunk of a forward leg's item."""
         S, v = self.stages, self.chunks
         if v == 1:
             return index, index * 0
         return index // (v * S) * S + index % S, index // S % v
 
-    def returning(self, index: int) -> Item:
-        """Of a backward leg: groups go through their chunks from the last to the first."""
+    def returning(self, index: Number) -> tuple[Number, Number]:
+        """The same of a backward leg: groups go through their chunks from the last to the first."""
         microbatch, chunk = self.item(index)
         return microbatch, self.chunks - 1 - chunk
 
-    def index(self, microbatch: int, chunk: int) -> int:
+    def index(self, microbatch: Number, chunk: Number) -> Number:
         """The inverse of `item`."""
         S, v = self.stages, self.chunks
         if v == 1:
