@@ -249,19 +249,15 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
 def _check_stages(experiment: Experiment, rules: Rules) -> None:
     model = experiment.model
     every = model.moe.every if model.moe.num_experts else 1
-    chunks = rules.stages * rules.chunks
-    for field, layers in (("num_layers", model.num_layers), ("num_encoder_layers", model.num_encoder_layers)):
+    chunks = f"mesh.stage={rules.stages} x mesh.chunks={rules.chunks}"
+    for name, layers in (("num_layers", model.num_layers), ("num_encoder_layers", model.num_encoder_layers)):
         repeats = layers // every
-        if layers and repeats < chunks:
-            per = f" in patterns of {every}" if every > 1 else ""
-            raise ConfigError(
-                f"mesh.stage={rules.stages} x mesh.chunks={rules.chunks} needs as many layers, and model.{field}={layers}"
-                f"{per} are {repeats}"
-            )
+        field = f"model.{name}={layers}" + (f" in patterns of {every}" if every > 1 else "")
+        if layers and repeats < rules.stages * rules.chunks:
+            raise ConfigError(f"{chunks} needs as many layers, and {field} are {repeats}")
         parts = rules.parts("embed") * rules.stages
         if layers and rules.deals(repeats) and model.embed_dim % parts:
             raise ConfigError(
-                f"model.{field}={layers} is not a multiple of mesh.stage={rules.stages} x mesh.chunks={rules.chunks}, so "
-                f"that layers are dealt out, and model.embed_dim={model.embed_dim} is not divisible by the {parts} parts "
-                "that they are then stored in"
+                f"{field} is not a multiple of {chunks}: so they are dealt out, and stored in {parts} parts, by which "
+                f"model.embed_dim={model.embed_dim} is not divisible"
             )
