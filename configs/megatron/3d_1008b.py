@@ -1,7 +1,7 @@
 """Megatron's 1008B: pathways-lm train configs/megatron/3d_1008b.py
 
-Reproduces: the model of 1008B (arXiv:2104.04473, table 1): batch 3,072 of length 2,048, 8-way tensor parallel. Its 64
-pipeline stages are not here yet: parameters are cut over the data axis instead.
+Reproduces: the model of 1008B (arXiv:2104.04473, table 1): batch 3,072 of length 2,048, 8-way tensor parallel, 64 pipeline
+stages that go back as soon as they can (1F1B). A microbatch is a sequence on each replica of the paper's data axis.
 Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
 """
 
@@ -12,11 +12,13 @@ from pathways_lm.models.presets import megatron_turing
 def experiment() -> Experiment:
     return Experiment(
         name="megatron-3d-1008b",
-        model=megatron_turing(128, 25600, 160, remat="block"),
-        mesh=MeshConfig(data=-1, tensor=8, rules="palm_2d"),
+        model=megatron_turing(128, 25600, 160),
+        mesh=MeshConfig(stage=64, data=-1, tensor=8, rules="tensor_parallel", zero=0),
         data=DataConfig(sequence_length=2048, batch_size=3072),
         optimizer=OptimizerConfig(
             name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, weight_decay=0.1
         ),
-        train=TrainConfig(num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
+        train=TrainConfig(
+            microbatches=512, num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000
+        ),
     )

@@ -1,7 +1,8 @@
 """Megatron's 529.6B: pathways-lm train configs/megatron/3d_529_6b.py
 
 Reproduces: the model of 529.6B (arXiv:2104.04473, table 1): batch 2,520 of length 2,048, 8-way tensor parallel. Its 35
-pipeline stages are not here yet: parameters are cut over the data axis instead.
+pipeline stages share the vocabulary, whose rows they must divide: --set mesh.stage=35 --set model.vocab_size=51240
+--set train.microbatches=280 --set model.remat=none. Without stages, parameters are cut over the data axis.
 Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
 """
 

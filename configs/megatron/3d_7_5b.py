@@ -12,7 +12,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="megatron-3d-7-5b",
         model=megatron_turing(36, 4096, 32, remat="block"),
-        mesh=MeshConfig(data=-1, tensor=4, rules="tensor_parallel"),
+        mesh=MeshConfig(data=-1, tensor=4, rules="tensor_parallel", zero=0),
         data=DataConfig(sequence_length=2048, batch_size=512),
         optimizer=OptimizerConfig(
             name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, weight_decay=0.1

@@ -2,7 +2,9 @@
 
 Reproduces: MT-NLG (arXiv:2201.11990, section 3): 105 layers, 20,480 wide, 128 heads, batch 1,920 of length 2,048, rate
 5e-5 with a cosine to a tenth, AdamW 0.9/0.95, weight decay 0.1. The paper warms up over 1 B tokens (255 steps at the
-full batch) and raises the batch over 12 B; its 35 pipeline stages are not here yet.
+full batch) and raises the batch over 12 B. Its 35 pipeline stages share the vocabulary, whose rows they must divide:
+--set mesh.stage=35 --set model.vocab_size=51240 --set train.microbatches=240 --set model.remat=none
+--set mesh.rules=tensor_parallel --set mesh.zero=1. Without stages, parameters are cut over the data axis.
 Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
 """
 
