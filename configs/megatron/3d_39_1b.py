@@ -1,7 +1,7 @@
 """Megatron's 39.1B: pathways-lm train configs/megatron/3d_39_1b.py
 
-Reproduces: the model of 39.1B (arXiv:2104.04473, table 1): batch 1,536 of length 2,048, 8-way tensor parallel, 2 pipeline
-stages that go back as soon as they can (1F1B). A microbatch is a sequence on each replica of the paper's data axis.
+Reproduces: the model of 39.1B (arXiv:2104.04473, table 1): batch 1,536 of length 2,048, 8-way tensor parallel, 2
+pipeline stages that go back as soon as they can (1F1B). A microbatch is one sequence of each replica of the paper's.
 Needs: an accelerator mesh that holds it, and a corpus and vocabulary: --set data.files=… --set data.vocabulary=….
 """
 

@@ -45,6 +45,7 @@ class Stack(nnx.Module):
         self.layers = nnx.merge(layout[0], stacked)
         self.num_layers = num_layers
         self.recompute = recompute
+        self.gathers = rules.zero == 3 and rules.mesh.size > 1
         self.unroll = unroll
 
     def __call__(self, x: Array, *shared: Any, per_layer: Any = None) -> tuple[Array, Any]:
@@ -78,7 +79,17 @@ class Stack(nnx.Module):
 
         if self.recompute:
             body = jax.checkpoint(body, prevent_cse=False)
+        elif self.gathers:
+            body = jax.checkpoint(body, prevent_cse=False, policy=_but_gathered)
         return jax.lax.scan(body, x, (stacked, per_layer, missing), unroll=self.unroll)
+
+
+def _but_gathered(primitive: Any, *_: Any, **options: Any) -> bool:
+    """Saves everything for the backward pass but parameters gathered from where they are stored: ZeRO's third stage
+    gathers them again (arXiv:1910.02054, section 7.2.2).
+    """
+    placed = options.get("dst_sharding")
+    return not (primitive.name == "reshard" and placed is not None and placed.spec.reduced)
 
 
 def _whole(leaf: Array) -> Array:
