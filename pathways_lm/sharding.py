@@ -4,7 +4,8 @@ Layers name dimensions (`'batch'`, `'embed'`, `'heads'`) and a frozen `Rules` va
 axes each is cut along. Two kinds of names are told apart: `'embed'` is the model dimension of a
 *parameter*, `'residual'` the model dimension of the *activations* between blocks, whose length is
 `'residual_length'`, while inside of blocks it is `'length'`. `'batch'` is cut over the experts' axes,
-too; `'group'` is what remains of it where tokens lie with their experts.
+too; `'group'` is what remains of it where tokens lie with their experts. There, `'places'` are those of an
+expert in a group; `'moved'` is the model dimension of tokens on their way, whose sequences are whole.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ EVERYWHERE: Mapping[str, Axes] = {
     "expert": (EXPERT,),
     "length": (CONTEXT,),
     "residual_length": (CONTEXT,),
+    "places": (CONTEXT,),
+    "moved": (CONTEXT,),
 }
 BY_TENSOR: Mapping[str, Axes] = {
     **EVERYWHERE,
@@ -64,7 +67,7 @@ PRESETS: Mapping[str, Mapping[str, Axes]] = {
 
 NAMES = frozenset(
     {"batch", "length", "residual", "residual_length", "embed", "expert_embed", "heads", "head_dim", "mlp", "vocab"}
-    | {"expert", "group", "norm", "layers", "stage"}
+    | {"expert", "group", "places", "moved", "norm", "layers", "stage"}
 )
 # Names of parameters' dimensions that ZeRO cuts.
 STORED = ("embed", "expert_embed")

@@ -88,7 +88,9 @@ class Pooler(nnx.Module):
 
     def __call__(self, x_BLD: Array) -> Array:
         """[B, D]"""
-        first_BD = reshard(x_BLD, self.rules("batch", "length", None))[:, 0]
+        # Summed, as a device may have none of the first tokens; laid on devices, they are still the first.
+        first_L1 = jnp.arange(x_BLD.shape[1])[:, None] == 0
+        first_BD = jnp.sum(jnp.where(first_L1, reshard(x_BLD, self.rules("batch", "length", None)), 0), axis=1)
         whole = self.rules("batch", None)
         kernel_DE = reshard(self.kernel[...], self.rules.used(None, None, tokens=("batch",)))
         y_BD = jnp.einsum("bd,de->be", first_BD, kernel_DE, out_sharding=whole)

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import reshard
+from jax.sharding import NamedSharding, reshard
 
+from pathways_lm.kernels.zigzag import numbers
+from pathways_lm.layers.dropout import drawn
 from pathways_lm.layers.moe.router import Routing
 from pathways_lm.sharding import Rules
 
@@ -38,16 +40,22 @@ class Body(NamedTuple):
         return hidden if keep is None else jnp.where(keep, hidden / (1 - self.rate), 0).astype(hidden.dtype)
 
 
+# Groups are whole sequences or parts of them in the order of the text, however those lie on devices: tokens are moved
+# with the model dimension cut in place of the length. Where an expert computes, its places are cut, as many as the
+# devices divide, of which the last may stay empty.
+GROUPS = ("group", "length")
+"""What the gradients of experts' kernels sum over."""
 Dispatch = Callable[[Array, Routing, Experts, Body, int, Array | None, Rules], Array]
-"""x_GSD cut as the batch, routing, kernels, body, places, key of the dropout, rules -> y_GSD cut as the batch."""
+"""x_GSD cut as the batch and 'moved', whole routing, kernels, body, places, key of the dropout, rules -> y_GSD, as x.
+For `dropless` x_BLD and routing as they lie on devices."""
 
 
 def by_einsum(
     x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
 ) -> Array:
     """GShard's products (arXiv:2006.16668, algorithm 2): GSEC x GSD -> EGCD, experts, GSEC x EGCD -> GSD."""
-    E = experts.up_EDF.shape[0]
-    cut = rules("batch", None, None, None)
+    E, places = experts.up_EDF.shape[0], _divided(places, rules)
+    cut, moved = rules("batch", None, None, None), rules("batch", None, None, "moved")
     expert_GSKE = jax.nn.one_hot(routing.experts_GSK, E, dtype=jnp.float32) * routing.kept_GSK[..., None]
     slot_GSKC = jax.nn.one_hot(routing.slots_GSK, places, dtype=jnp.float32)
     dispatch = jnp.einsum("gske,gskc->gsec", expert_GSKE, slot_GSKC, out_sharding=cut)
@@ -55,9 +63,10 @@ def by_einsum(
     combine = jnp.einsum("gske,gskc->gsec", weighted_GSKE, slot_GSKC, out_sharding=cut)
     # Masks in the type of the arithmetic, before anything is exchanged (Switch section 2.4, selective precision).
     dispatch, combine = dispatch.astype(x_GSD.dtype), combine.astype(x_GSD.dtype)
-    sent_GECD = jnp.einsum("gsec,gsd->gecd", dispatch, x_GSD, out_sharding=cut)
-    sent_GECD = reshard(sent_GECD, rules("group", "expert", None, None))
-    hidden_cut = rules("group", "expert", None, "mlp")
+    sent_GECD = jnp.einsum("gsec,gsd->gecd", dispatch, x_GSD, out_sharding=moved)
+    with_experts = rules("group", "expert", "places", None)
+    sent_GECD = reshard(sent_GECD, with_experts)
+    hidden_cut = rules("group", "expert", "places", "mlp")
 
     def into(kernel_EDF: Array) -> Array:
         return jnp.einsum("gecd,edf->gecf", sent_GECD, kernel_EDF, out_sharding=hidden_cut)
@@ -65,17 +74,17 @@ def by_einsum(
     gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
     keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
     hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep)
-    back = rules("group", "expert", None, None)
-    y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD, out_sharding=back)
-    return jnp.einsum("gsec,gecd->gsd", combine, reshard(y_GECD, cut), out_sharding=rules("batch", None, None))
+    y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD, out_sharding=with_experts)
+    y_GECD = reshard(y_GECD, moved)
+    return jnp.einsum("gsec,gecd->gsd", combine, y_GECD, out_sharding=rules("batch", None, "moved"))
 
 
 def by_all_to_all(
     x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
 ) -> Array:
     """Each device puts its tokens into places, all exchange them for those of their own experts, and back."""
-    E = experts.up_EDF.shape[0]
-    axes, cut_hidden = rules.axes("expert"), rules.axes("mlp")
+    E, places = experts.up_EDF.shape[0], _divided(places, rules)
+    axes, cut_hidden, cut_places = rules.axes("expert"), rules.axes("mlp"), rules.axes("places")
     keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
 
     def local(x_GSD: Array, routing: Routing, experts: Experts, keep_GECF: Array | None) -> Array:
@@ -86,6 +95,8 @@ def by_all_to_all(
         at = (groups_GSK, routing.experts_GSK, slots_GSK)
         x_GSKD = jnp.broadcast_to(x_GSD[:, :, None], (*slots_GSK.shape, D))
         sent_GECD = jnp.zeros((G, E, places, D), x_GSD.dtype).at[at].set(x_GSKD, mode="drop")
+        for axis in cut_places:
+            sent_GECD = jax.lax.all_to_all(sent_GECD, axis, split_axis=2, concat_axis=3, tiled=True)
         for axis in axes:
             sent_GECD = jax.lax.all_to_all(sent_GECD, axis, split_axis=1, concat_axis=0, tiled=True)
 
@@ -97,28 +108,32 @@ def by_all_to_all(
         y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD)
         for axis in reversed(axes):
             y_GECD = jax.lax.all_to_all(y_GECD, axis, split_axis=0, concat_axis=1, tiled=True)
+        for axis in reversed(cut_places):
+            y_GECD = jax.lax.all_to_all(y_GECD, axis, split_axis=3, concat_axis=2, tiled=True)
         gates_GSK = jnp.where(routing.kept_GSK, routing.gates_GSK, 0).astype(y_GECD.dtype)
         y_GSKD = y_GECD.at[at].get(mode="fill", fill_value=0)
         y_GSD = jnp.einsum("gsk,gskd->gsd", gates_GSK, y_GSKD)
         return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
 
-    return _on_each_device(local, rules, rules("group", "expert", None, "mlp"))(x_GSD, routing, experts, keep)
+    tokens, keep_cut = rules("batch", None, "moved"), rules("group", "expert", "places", "mlp")
+    return _on_each_device(local, rules, tokens, rules("batch", None, None), keep_cut)(x_GSD, routing, experts, keep)
 
 
 def dropless(
-    x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
+    x_BLD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
 ) -> Array:
     """Every wanted choice is served: tokens sorted by expert, one ragged product (MegaBlocks, arXiv:2211.15841).
 
-    Devices along the experts' axes see each other's tokens, serve those of their own experts, and add up.
+    Groups are nothing to it: tokens stay where their sequence is cut. Devices along the experts' axes see each other's
+    tokens, serve those of their own experts, and add up.
     """
     del places
     axes, cut_hidden = rules.axes("expert"), rules.axes("mlp")
     hidden_shape = (*routing.experts_GSK.shape, experts.up_EDF.shape[2])
-    keep = None
+    keep, keep_cut = None, rules("batch", "length", None, "mlp")
     if key is not None and body.rate:
-        cut = rules("batch", None, None, "mlp")
-        keep = jax.random.bernoulli(key, 1 - body.rate, hidden_shape, out_sharding=cut)
+        draw = partial(jax.random.bernoulli, p=1 - body.rate)
+        keep = drawn(draw, key, numbers(x_BLD.shape[1], rules), hidden_shape, 1, keep_cut)
 
     def local(x_GSD: Array, routing: Routing, experts: Experts, keep_GSKF: Array | None) -> Array:
         E = experts.up_EDF.shape[0]
@@ -149,7 +164,8 @@ def dropless(
             y_GSD = jax.lax.psum_scatter(y_GSD, axis, scatter_dimension=0, tiled=True)
         return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
 
-    return _on_each_device(local, rules, rules("batch", None, None, "mlp"))(x_GSD, routing, experts, keep)
+    tokens = rules("batch", "length", None)
+    return _on_each_device(local, rules, tokens, tokens, keep_cut)(x_BLD, routing, experts, keep)
 
 
 DISPATCHES: Mapping[str, Dispatch] = {"einsum": by_einsum, "all_to_all": by_all_to_all, "dropless": dropless}
@@ -159,16 +175,23 @@ def _keep(key: Array | None, rate: float, shape: tuple[int, ...], rules: Rules) 
     """The dropout mask of all hidden units in their places, drawn as one array: the same on every mesh."""
     if key is None or rate == 0:
         return None
-    return jax.random.bernoulli(key, 1 - rate, shape, out_sharding=rules("group", "expert", None, "mlp"))
+    cut = rules("group", "expert", "places", "mlp")
+    # By place, so that others than those of the capacity change nothing.
+    return drawn(partial(jax.random.bernoulli, p=1 - rate), key, jnp.arange(shape[2]), shape, 2, cut)
+
+
+def _divided(places: int, rules: Rules) -> int:
+    """As many places as devices along a sequence divide."""
+    parts = rules.parts("places")
+    return -(-places // parts) * parts
 
 
 def _on_each_device(
-    local: Callable[..., Array], rules: Rules, keep_cut: jax.sharding.NamedSharding
+    local: Callable[..., Array], rules: Rules, tokens: NamedSharding, routed: NamedSharding, keep_cut: NamedSharding
 ) -> Callable[..., Array]:
     """`local` on every device's own part of tokens and experts."""
-    whole = rules("batch", None, None).spec
-    inward = rules.used("expert", None, "mlp", tokens=("group",)).spec
-    outward = rules.used("expert", "mlp", None, tokens=("group",)).spec
+    inward = rules.used("expert", None, "mlp", tokens=GROUPS).spec
+    outward = rules.used("expert", "mlp", None, tokens=GROUPS).spec
     kernels = Experts(gate_EDF=inward, up_EDF=inward, down_EFD=outward)  # type: ignore[arg-type]
 
     def vary(kernel: Array) -> Array:
@@ -180,12 +203,12 @@ def _on_each_device(
 
     def call(x_GSD: Array, routing: Routing, experts: Experts, keep: Array | None) -> Array:
         specs = (
-            whole,
-            jax.tree.map(lambda _: whole, routing),
+            tokens.spec,
+            jax.tree.map(lambda _: routed.spec, routing),
             kernels._replace(gate_EDF=None) if experts.gate_EDF is None else kernels,
             None if keep is None else keep_cut.spec,
         )
-        mapped = jax.shard_map(on_device, mesh=rules.mesh, in_specs=specs, out_specs=whole)
+        mapped = jax.shard_map(on_device, mesh=rules.mesh, in_specs=specs, out_specs=tokens.spec)
         return mapped(x_GSD, routing, experts, keep)
 
     return call

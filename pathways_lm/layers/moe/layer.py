@@ -1,5 +1,7 @@
 """A mixture of experts in the place of an MLP."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,9 +10,10 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
-from pathways_lm.layers.dropout import site
+from pathways_lm.kernels.zigzag import lay, numbers, stand
+from pathways_lm.layers.dropout import drawn, site
 from pathways_lm.layers.mlp import ACTIVATIONS, GATES
-from pathways_lm.layers.moe.dispatch import DISPATCHES, Body, Experts
+from pathways_lm.layers.moe.dispatch import DISPATCHES, GROUPS, Body, Experts
 from pathways_lm.layers.moe.losses import RouterSums, router_sums
 from pathways_lm.layers.moe.router import Routing, capacity, route
 from pathways_lm.layers.parameter import Init
@@ -32,11 +35,11 @@ class MoE(nnx.Module):
         init = Init(config, rules)
         activation = moe.activation or config.activation
         self.gated = activation in GATES
-        self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D, ("batch",))
+        self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D)
         if self.gated:
-            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, ("group",))
-        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, ("group",))
-        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, ("group",))
+            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, GROUPS)
+        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, GROUPS)
+        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, GROUPS)
         self.body = Body(GATES[activation] if self.gated else ACTIVATIONS[activation], moe.dropout)
         self.config = moe
         self.rules = rules
@@ -52,15 +55,26 @@ class MoE(nnx.Module):
           The output, cut as the residual stream; what the router tells; and the gates [B, L, E] of choices served.
         """
         config, rules = self.config, self.rules
-        B, L, D = h_BLD.shape
+        B, L = h_BLD.shape[:2]
         groups, size = self._groups(B, L, training=key is not None)
         cut = rules("batch", None, None)
-        x_GSD = jnp.reshape(h_BLD, (groups, size, D), out_sharding=cut)
+
+        def in_groups(x_BLX: Array, dim: str | None = None) -> Array:
+            """Sequences in the order of the text, as groups; cut along `dim`, the last."""
+            x_BLX = stand(reshard(x_BLX, rules("batch", None, dim)), rules)
+            return jnp.reshape(x_BLX, (groups, size, x_BLX.shape[-1]), out_sharding=rules("batch", None, dim))
+
+        def on_devices(x_GSX: Array, dim: str | None = None) -> Array:
+            """The inverse."""
+            x_BLX = jnp.reshape(x_GSX, (B, L, x_GSX.shape[-1]), out_sharding=rules("batch", None, dim))
+            return reshard(lay(x_BLX, rules), rules("batch", "length", None))
+
         valid_BL = jnp.ones((B, L), bool) if valid_BL is None else jnp.broadcast_to(valid_BL, (B, L))
         valid_BL = reshard(valid_BL, rules("batch", None))
         valid_GS = jnp.reshape(valid_BL, (groups, size), out_sharding=rules("batch", None))
 
-        logits_GSE = self._logits(x_GSD, site(key, JITTER))
+        # What the router says of each token is small: every device decides for whole sequences.
+        logits_GSE = in_groups(self._logits(h_BLD, site(key, JITTER)))
         probabilities_GSE = jax.nn.softmax(logits_GSE, axis=-1)
         places = capacity(config, size, training=key is not None)
         routing = route(config, probabilities_GSE, valid_GS, places, site(key, SECOND))
@@ -68,10 +82,14 @@ class MoE(nnx.Module):
             routing = routing._replace(kept_GSK=routing.wanted_GSK)
         sums = router_sums(config, logits_GSE, probabilities_GSE, routing, valid_GS)
 
-        y_GSD = DISPATCHES[config.dispatch](
-            x_GSD, routing, self._experts(), self.body, places, site(key, HIDDEN), rules
-        )
-        y_BLD = jnp.reshape(y_GSD, (B, L, D), out_sharding=rules("batch", "length", None))
+        def served(x: Array, routing: Routing) -> Array:
+            dispatch = DISPATCHES[config.dispatch]
+            return dispatch(x, routing, self._experts(), self.body, places, site(key, HIDDEN), rules)
+
+        if config.dispatch == "dropless":
+            y_BLD = served(h_BLD, jax.tree.map(on_devices, routing))
+        else:
+            y_BLD = on_devices(served(in_groups(h_BLD, "moved"), routing), "moved")
         gates_BLE = jnp.reshape(_served(routing, config.num_experts), (B, L, config.num_experts), out_sharding=cut)
         return reshard(y_BLD, rules("batch", "residual_length", "residual")), sums, gates_BLE
 
@@ -92,19 +110,19 @@ class MoE(nnx.Module):
             )
         return B, L
 
-    def _logits(self, x_GSD: Array, key: Array | None) -> Array:
-        wide_GSD = x_GSD.astype(jnp.float32)
+    def _logits(self, h_BLD: Array, key: Array | None) -> Array:
+        """[B, L, E], as the tokens lie."""
+        wide_BLD, cut = h_BLD.astype(jnp.float32), self.rules("batch", "length", None)
         if key is not None and self.config.jitter:
-            low, high = 1 - self.config.jitter, 1 + self.config.jitter
-            cut = self.rules("batch", None, None)
-            wide_GSD = wide_GSD * jax.random.uniform(key, x_GSD.shape, minval=low, maxval=high, out_sharding=cut)
-        router_DE = reshard(self.router[...], self.rules.used(None, None, tokens=("batch",)))
-        return jnp.einsum("gsd,de->gse", wide_GSD, router_DE, out_sharding=self.rules("batch", None, None))
+            draw = partial(jax.random.uniform, minval=1 - self.config.jitter, maxval=1 + self.config.jitter)
+            wide_BLD = wide_BLD * drawn(draw, key, numbers(h_BLD.shape[1], self.rules), h_BLD.shape, 1, cut)
+        router_DE = reshard(self.router[...], self.rules.used(None, None))
+        return jnp.einsum("bld,de->ble", wide_BLD, router_DE, out_sharding=cut)
 
     def _experts(self) -> Experts:
         rules = self.rules
-        inward = rules.used("expert", None, "mlp", tokens=("group",))
-        outward = rules.used("expert", "mlp", None, tokens=("group",))
+        inward = rules.used("expert", None, "mlp", tokens=GROUPS)
+        outward = rules.used("expert", "mlp", None, tokens=GROUPS)
         gate = reshard(self.gate[...], inward) if self.gated else None
         return Experts(gate, reshard(self.up[...], inward), reshard(self.down[...], outward))
 
