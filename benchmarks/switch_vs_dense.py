@@ -6,7 +6,7 @@ Trains `configs/t5/tiny.py` and `configs/switch/tiny.py` on the text that comes 
 same for all three, T5's or Switch's smaller ones (section 2.4), so that what initialisation does is not taken for what
 experts do. Groups are of a whole batch, as a device's are in the paper: with groups of one sequence, 32 experts would
 drop a quarter of the tokens. Prints the losses, and how many steps each run needed to reach the dense one's last loss;
-writes them to benchmarks/results/.
+writes them to benchmarks/results/. The plot shows what stands there of both kinds of draws.
 """
 
 import argparse
@@ -30,7 +30,10 @@ DRAWS = {
     "t5": ["--set=model.init=t5", "--set=model.init_scale=1.0"],
     "switch": ["--set=model.init=truncated_fan_in", "--set=model.init_scale=0.1"],
 }
-RESULTS = Path(__file__).parent / "results"
+
+
+def result_file(draws: str) -> Path:
+    return Path(__file__).parent / "results" / f"switch_vs_dense_{draws}.json"
 
 
 def train(arguments: list[str], steps: int, folder: Path) -> dict:
@@ -61,18 +64,21 @@ def steps_to(curve: dict, loss: float) -> float | None:
     return None
 
 
-def plot(curves: dict, path: Path) -> None:
+def plot(path: Path) -> None:
+    """The newest results of each kind of draws side by side, from step 50: at step 0 all are alike and far above."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, curve in curves.items():
-        axes.plot(curve["steps"], curve["validation"], label=f"{name}: {curve['validation'][-1]:.3f}")
-    axes.set(xlabel="step", ylabel="validation loss, nats a target", yscale="log")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    found = [(draws, file) for draws in DRAWS if (file := result_file(draws)).is_file()]
+    figure, panels = plt.subplots(1, len(found), figsize=(5.5 * len(found), 4.5), layout="constrained", squeeze=False)
+    for axes, (draws, file) in zip(panels[0], found, strict=True):
+        for name, curve in json.loads(file.read_text()).items():
+            axes.plot(curve["steps"][1:], curve["validation"][1:], label=f"{name}: {curve['validation'][-1]:.3f}")
+        axes.set(title=f"{draws}'s draws".capitalize(), xlabel="step", ylabel="validation loss, nats a target")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
@@ -87,8 +93,7 @@ def main() -> None:
         for number, (name, arguments) in enumerate(RUNS.items()):
             arguments = [*arguments, *DRAWS[options.draws]]
             curves[name] = train(arguments, options.steps, Path(folder, str(number)))
-            results = RESULTS / f"switch_vs_dense_{options.draws}.json"
-            results.write_text(json.dumps(curves, indent=1) + "\n")
+            result_file(options.draws).write_text(json.dumps(curves, indent=1) + "\n")
     for name, curve in curves.items():
         reached = steps_to(curve, curves["dense"]["validation"][-1])
         steps = "not reached" if reached is None else f"{reached:.0f} steps, {options.steps / reached:.2f}x fewer"
@@ -97,7 +102,7 @@ def main() -> None:
             f"loss {curve['validation'][-1]:.4f}  {curve['step_seconds']:.3f} s a step  dense's last loss: {steps}"
         )
     if options.plot:
-        plot(curves, options.plot)
+        plot(options.plot)
 
 
 if __name__ == "__main__":

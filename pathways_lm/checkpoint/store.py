@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -88,15 +89,44 @@ class Store:
         Raises:
           CheckpointError: there are checkpoints, and all are damaged.
         """
+        step = self.newest(notice, writable)
+        if step is None:
+            return None
+        # What fails now is not the files' fault.
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        args = ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        return step, {name: restored[name] for name in wanted}, restored.facts
+
+    def read(self, step: int, item: str, part: Any) -> Any:
+        """Some arrays of an item as numpy's, without reading the others.
+
+        Args:
+          step: as `newest` gives it.
+          part: the item's tree with only those arrays, their shapes and types.
+
+        Raises:
+          CheckpointError: the checkpoint has no such array, or one of another shape.
+        """
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+        args = ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore((self.folder / str(step) / item).absolute(), args=args)
+        for (path, wanted), leaf in zip(jax.tree.leaves_with_path(part), jax.tree.leaves(found), strict=True):
+            # Where there is none, what was asked for comes back.
+            if not isinstance(leaf, np.ndarray) or leaf.shape != wanted.shape:
+                name = "/".join(str(key.key) for key in path)
+                has = f"it as {leaf.shape}" if isinstance(leaf, np.ndarray) else "none"
+                raise CheckpointError(f"'{self.folder / str(step)}' should hold {name} {wanted.shape} and has {has}")
+        return found
+
+    def newest(self, notice: Callable[[int, str], None], writable: bool = False) -> int | None:
+        """The newest checkpoint that is whole. Arguments and errors are those of `restore`."""
         steps = self.steps()
         for step in reversed(steps):
             problem = self._check_seal(step)
             if problem is None:
-                # What fails now is not the files' fault.
-                wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-                args = ocp.args.Composite(**wanted, facts=ocp.args.JsonRestore())
-                restored = self._manager.restore(step, args=args)
-                return step, {name: restored[name] for name in wanted}, restored.facts
+                return step
             notice(step, f"checkpoint '{self.folder / str(step)}' is damaged: {problem}")
             if writable:
                 self._put_aside(step)

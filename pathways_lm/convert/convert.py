@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -161,31 +162,48 @@ def export_checkpoint(run: Path, target: Path, dtype: str = "float32", vocab_row
     foreign = {**family.to_foreign(config), "vocab_size": rows}
     check_expressible(family, config, foreign)
     model = Model(config, make_rules("fsdp", make_mesh(MeshConfig(data=1))))
-    tensors = plan(family, config, _shapes(model.abstract), rows)
-    arrays = _restore(run, model)
-    target.mkdir(parents=True)
-    described = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype, **foreign}
-    (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    if folder.vocabulary.is_file():
-        name = "spiece.model" if config.shape == "encoder_decoder" else "tokenizer.model"
-        shutil.copyfile(folder.vocabulary, target / name)
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    write(target, shapes, DTYPES[dtype], (_foreign(tensor, arrays) for tensor in tensors), SHARD_BYTES)
+    # Side by side what is made of the same arrays, so that each is read once and soon let go.
+    tensors = sorted(plan(family, config, _shapes(model.abstract), rows), key=_sources)
+    abstract = _flat(model.abstract)
+    with closing(Store(run, readonly=True)) as store:
+        step = store.newest(lambda step, problem: None)
+        if step is None:
+            raise CheckpointError(f"run folder '{run}' has no checkpoint yet")
+
+        def read(paths: set[str]) -> dict[str, np.ndarray]:
+            return _flat(store.read(step, "params", _nested({path: abstract[path] for path in paths})))
+
+        target.mkdir(parents=True)
+        described = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype, **foreign}
+        (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        if folder.vocabulary.is_file():
+            name = "spiece.model" if config.shape == "encoder_decoder" else "tokenizer.model"
+            shutil.copyfile(folder.vocabulary, target / name)
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        write(target, shapes, DTYPES[dtype], _foreign_tensors(tensors, read), SHARD_BYTES)
     return family.model_type
 
 
-def _restore(run: Path, model: Model) -> dict[str, Any]:
-    with closing(Store(run, readonly=True)) as store:
-        restored = store.restore({"params": model.abstract}, lambda step, problem: None)
-    if restored is None:
-        raise CheckpointError(f"run folder '{run}' has no checkpoint yet")
-    return _flat(restored[1]["params"])
+def _sources(tensor: Tensor) -> list[str]:
+    return [part.path for part in tensor.parts]
 
 
-def _foreign(tensor: Tensor, arrays: dict[str, Any]) -> np.ndarray:
+def _foreign_tensors(tensors: list[Tensor], read: Callable[[set[str]], dict[str, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Each tensor in turn. Arrays are read when the first tensor needs them, and let go after the last."""
+    last = {path: number for number, tensor in enumerate(tensors) for path in _sources(tensor)}
+    held: dict[str, np.ndarray] = {}
+    for number, tensor in enumerate(tensors):
+        needed = set(_sources(tensor))
+        if needed - held.keys():
+            held |= read(needed - held.keys())
+        yield _foreign(tensor, held)
+        held = {path: array for path, array in held.items() if last[path] > number}
+
+
+def _foreign(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
     single = tensor.our_shape if len(tensor.parts) == 1 else tensor.our_shape[1:]
     cut = tuple(slice(0, size) for size in single)
-    parts = [np.asarray(arrays[part.path])[part.index][cut] for part in tensor.parts]
+    parts = [arrays[part.path][part.index][cut] for part in tensor.parts]
     return tensor.layout.to_foreign(parts[0] if len(parts) == 1 else np.stack(parts))
 
 
@@ -198,7 +216,7 @@ def _flat(params: Any) -> dict[str, Any]:
     return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for path, array in arrays.items():
         *parents, name = path.split("/")

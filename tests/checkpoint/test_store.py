@@ -1,6 +1,7 @@
 """Checkpoints of a small model's state, written from one mesh and read onto others."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,6 +82,31 @@ def test_parameters_alone(make, saved):
     store.close()
     assert list(items) == ["params"]
     jax.tree.map(np.testing.assert_array_equal, items["params"], expected.params)
+
+
+def test_some_arrays_alone(make, saved):
+    """From a checkpoint of eight devices, without the others; what is not there is named."""
+    run, state = saved
+    [(path, expected), *_] = jax.tree.leaves_with_path(state.params)
+    keys = [key.key for key in path]
+
+    def part(last: str, shape: tuple[int, ...]) -> dict:
+        tree: Any = jax.ShapeDtypeStruct(shape, np.float32)
+        for key in [last, *reversed(keys[:-1])]:
+            tree = {key: tree}
+        return tree
+
+    store = Store(run, readonly=True)
+    step = store.newest(never)
+    assert step == 3
+    [(found_path, found)] = jax.tree.leaves_with_path(store.read(step, "params", part(keys[-1], expected.shape)))
+    assert found_path == path
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(CheckpointError, match=r"/nothing .* and has none"):
+        store.read(step, "params", part("nothing", expected.shape))
+    with pytest.raises(CheckpointError, match=f"/{keys[-1]} .* and has it as"):
+        store.read(step, "params", part(keys[-1], (7,)))
+    store.close()
 
 
 @pytest.fixture
