@@ -59,7 +59,7 @@ def assert_near(found, **expected):
 
 
 def test_megatron():
-    """Two all-reduces a layer forward and two backward (arXiv:1909.08053, section 3); one each for embedding, logits."""
+    """Two all-reduces a layer forward and two backward (arXiv:1909.08053, section 3), one for embeddings and logits."""
     found = exchanged(tensor=8, rules="tensor_parallel", zero=0)
     assert_near(found, all_reduce=(4 * L + 2) * BSH)
 
@@ -115,7 +115,7 @@ def test_palm():
 
 
 def test_switch():
-    """Two all-to-alls a layer of experts forward and two backward, of [experts, capacity, d] (arXiv:2101.03961, 5.5)."""
+    """Two all-to-alls forward and two backward, of [experts, capacity, d] (arXiv:2101.03961, section 5.5)."""
     found = exchanged(replace(MODEL, moe=MOE), expert=8, zero=0)
     places = B // 8 * S  # Of all experts together on a device, with capacity factor 1.
     times, put = found["all-to-all", ("expert",)]

@@ -50,6 +50,14 @@ Dispatch = Callable[[Array, Routing, Experts, Body, int, Array | None, Rules], A
 For `dropless` x_BLD and routing as they lie on devices."""
 
 
+def summed_over(dispatch: str, rules: Rules) -> tuple[str, ...]:
+    """What the gradients of experts' kernels are left as sums over, for `Rules.used`.
+
+    JAX takes no kernels so into a `shard_map` that a pipeline maps over its stages: there they are added at every tick.
+    """
+    return GROUPS if dispatch == "einsum" or rules.stages == 1 else ()
+
+
 def by_einsum(
     x_GSD: Array, routing: Routing, experts: Experts, body: Body, places: int, key: Array | None, rules: Rules
 ) -> Array:
@@ -190,8 +198,9 @@ def _on_each_device(
     local: Callable[..., Array], rules: Rules, tokens: NamedSharding, routed: NamedSharding, keep_cut: NamedSharding
 ) -> Callable[..., Array]:
     """`local` on every device's own part of tokens and experts."""
-    inward = rules.used("expert", None, "mlp", tokens=GROUPS).spec
-    outward = rules.used("expert", "mlp", None, tokens=GROUPS).spec
+    summed = summed_over("all_to_all", rules)
+    inward = rules.used("expert", None, "mlp", tokens=summed).spec
+    outward = rules.used("expert", "mlp", None, tokens=summed).spec
     kernels = Experts(gate_EDF=inward, up_EDF=inward, down_EFD=outward)  # type: ignore[arg-type]
 
     def vary(kernel: Array) -> Array:

@@ -13,7 +13,7 @@ from pathways_lm.errors import ConfigError
 from pathways_lm.kernels.zigzag import lay, numbers, stand
 from pathways_lm.layers.dropout import drawn, site
 from pathways_lm.layers.mlp import ACTIVATIONS, GATES
-from pathways_lm.layers.moe.dispatch import DISPATCHES, GROUPS, Body, Experts
+from pathways_lm.layers.moe.dispatch import DISPATCHES, Body, Experts, summed_over
 from pathways_lm.layers.moe.losses import RouterSums, router_sums
 from pathways_lm.layers.moe.router import Routing, capacity, route
 from pathways_lm.layers.parameter import Init
@@ -36,10 +36,11 @@ class MoE(nnx.Module):
         activation = moe.activation or config.activation
         self.gated = activation in GATES
         self.router = init.kernel(rngs, (D, E), ("embed", "norm"), D)
+        self.summed = summed_over(moe.dispatch, rules)
         if self.gated:
-            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, GROUPS)
-        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, GROUPS)
-        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, GROUPS)
+            self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, self.summed)
+        self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, self.summed)
+        self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, self.summed)
         self.body = Body(GATES[activation] if self.gated else ACTIVATIONS[activation], moe.dropout)
         self.config = moe
         self.rules = rules
@@ -121,8 +122,8 @@ class MoE(nnx.Module):
 
     def _experts(self) -> Experts:
         rules = self.rules
-        inward = rules.used("expert", None, "mlp", tokens=GROUPS)
-        outward = rules.used("expert", "mlp", None, tokens=GROUPS)
+        inward = rules.used("expert", None, "mlp", tokens=self.summed)
+        outward = rules.used("expert", "mlp", None, tokens=self.summed)
         gate = reshard(self.gate[...], inward) if self.gated else None
         return Experts(gate, reshard(self.up[...], inward), reshard(self.down[...], outward))
 
