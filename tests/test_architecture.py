@@ -23,6 +23,7 @@ STOREYS = [
     {"kernels"},
     {"layers"},
     {"models"},
+    {"pipeline"},
     {"data", "train", "checkpoint", "decode"},
     {"evaluate", "report", "convert"},
     {"plan"},

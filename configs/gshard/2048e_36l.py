@@ -14,7 +14,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="gshard-2048e-36l",
         model=gshard(2048, 36),
-        mesh=MeshConfig(data=-1, expert=128, rules="palm_2d"),
+        mesh=MeshConfig(data=-1, expert=2048, rules="palm_2d", zero=0),
         data=DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512, batch_size=2048),
         optimizer=OptimizerConfig(
             name="adafactor", beta1=0.0, weight_decay=0.0, schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000

@@ -23,7 +23,7 @@ def experiment() -> Experiment:
             tied_head=False,
             scaled_logits=False,
         ),
-        mesh=MeshConfig(data=-1, expert=1024, rules="palm_2d"),
+        mesh=MeshConfig(data=-1, expert=1024, rules="palm_2d", zero=0),
         data=DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512, batch_size=2048),
         optimizer=OptimizerConfig(
             name="adafactor", beta1=0.0, weight_decay=0.0, schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pathways_lm.config import MeshConfig
 from pathways_lm.layers.stack import Stack
+from pathways_lm.mesh import make_mesh
+from pathways_lm.sharding import make_rules
+
+RULES = make_rules("palm_2d", make_mesh(MeshConfig(data=1)))
 
 
 class Layer(nnx.Module):
     """x -> tanh(x w) + shared + own, and reports the sum of its input."""
 
     def __init__(self, rngs):
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (4, 4)), dims=("embed", "embed"), std=1.0)
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (4, 4)), dims=("embed", "norm"), std=1.0)
 
     def __call__(self, x, shared, own):
         return jnp.tanh(x @ self.weight[...]) + shared + own, x.sum()
@@ -30,7 +35,7 @@ def loop(weights, x, shared, own):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("unroll", [1, 2, 5])
 def test_equals_a_loop(recompute, unroll):
-    stack = Stack(Layer, 5, nnx.Rngs(0), recompute, unroll)
+    stack = Stack(Layer, 5, nnx.Rngs(0), RULES, recompute, unroll)
     weights = np.asarray(stack.layers.weight[...])
     assert weights.shape == (5, 4, 4)
     assert len(np.unique(weights)) == weights.size

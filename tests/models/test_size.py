@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,11 +29,10 @@ WRITE = "python tests/models/test_size.py --write"
 
 
 def model_of(name: str) -> Model:
-    """On a mesh without devices: as many along experts and tensors as the config says, four along data."""
+    """On a mesh without devices: as the config says, and four along data."""
     experiment = load(str(CONFIGS / f"{name}.py"))
-    mesh = experiment.mesh
-    devices = 4 * mesh.expert * mesh.tensor
-    abstract = abstract_mesh(MeshConfig(data=4, expert=mesh.expert, tensor=mesh.tensor), devices)
+    mesh = replace(experiment.mesh, data=4)
+    abstract = abstract_mesh(mesh, 4 * mesh.stage * mesh.expert * mesh.tensor)
     return Model(experiment.model, rules_of(mesh, abstract))
 
 
