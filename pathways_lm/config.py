@@ -230,7 +230,7 @@ class MeshConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(self).items() if isinstance(size, int)}
+        sizes = {f"mesh.{name}": size for name, size in vars(self).items() if name not in ("rules", "zero")}
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")
