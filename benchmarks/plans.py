@@ -29,14 +29,17 @@ class Row:
     source: str = ""
 
 
-def megatron(size: str, gpus: int, tensor: int, share: float, microbatches: int) -> Row:
-    """A row of Megatron-LM's table 1 (arXiv:2104.04473) without pipeline; its FLOPs count what is computed twice."""
-    changes = (f"mesh.tensor={tensor}", f"train.microbatches={microbatches}")
+def megatron(size: str, gpus: int, share: float, *changes: str) -> Row:
+    """A row of Megatron-LM's table 1 (arXiv:2104.04473); its FLOPs count what is computed twice.
+
+    Mesh and stages are the config's. Those with stages have a sequence of each replica as microbatch.
+    """
     return Row(f"megatron/3d_{size}", f"a100:{gpus // 8}x8", changes, hfu=share, source="2104.04473, table 1")
 
 
 RECOMPUTE = "model.remat=block"
 BY_INDEX = "model.moe.dispatch=all_to_all"
+STAGES_35 = ("mesh.stage=35", "model.vocab_size=51240", "model.remat=none", "mesh.rules=tensor_parallel")
 ROWS = (
     Row("palm/8b", "v4-512", ("mesh.tensor=4", RECOMPUTE)),
     Row("palm/62b", "v4-1024", ("mesh.tensor=8", RECOMPUTE)),
@@ -52,12 +55,25 @@ ROWS = (
     Row("switch/base", "v3:4x4", (RECOMPUTE,)),
     Row("switch/large", "v3:4x8", (RECOMPUTE, "mesh.expert=32")),
     Row("switch/xxl", "v4-1024", (RECOMPUTE, "mesh.expert=32", "mesh.tensor=16", BY_INDEX)),
-    Row("switch/c", "v4-1024", (RECOMPUTE, BY_INDEX, "model.moe.group_tokens=0")),
+    Row("switch/c", "v4-1024", (RECOMPUTE, BY_INDEX, "model.moe.group_tokens=0", "train.microbatches=2")),
     Row("glam/64b_64e", "v4-1024", ("mesh.tensor=16", RECOMPUTE, BY_INDEX, "train.microbatches=4")),
-    megatron("1_7b", 32, 1, 0.44, 4),
-    megatron("3_6b", 64, 2, 0.44, 4),
-    megatron("7_5b", 128, 4, 0.46, 4),
-    megatron("18_4b", 256, 8, 0.43, 8),
+    megatron("1_7b", 32, 0.44, "train.microbatches=4"),
+    megatron("3_6b", 64, 0.44, "train.microbatches=4"),
+    megatron("7_5b", 128, 0.46, "train.microbatches=4"),
+    megatron("18_4b", 256, 0.43, "train.microbatches=8"),
+    megatron("39_1b", 512, 0.44),
+    megatron("76_1b", 1024, 0.45),
+    megatron("145_6b", 1536, 0.47),
+    megatron("310_1b", 1920, 0.50),
+    megatron("529_6b", 2520, 0.52, *STAGES_35, "train.microbatches=280", "mesh.zero=0"),
+    megatron("1008b", 3072, 0.52),
+    Row(
+        "mt_nlg/530b",
+        "a100:280x8",
+        (*STAGES_35, "train.microbatches=240", "mesh.zero=1"),
+        mfu=0.302,
+        source="2204.02311, table 3",
+    ),
 )
 
 

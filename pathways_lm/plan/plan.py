@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -138,6 +138,9 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     compile_seconds = time.perf_counter() - began
     program = parse(compiled.as_text())
     cost = roofline(segments(program, dict(mesh.shape)), Network(machine, places(machine, mesh.devices)))
+    # In a pipeline's bubble stages compute on zeros: their time counts, their arithmetic is no one's.
+    bubble = layout_of(experiment, tuple(mesh.shape.values())).bubble
+    cost = replace(cost, flops=cost.flops / (1 + bubble))
     tokens = sum(math.prod(leaf.shape) for leaf in read_tokens(batch))
     return Plan(
         name=experiment.name,
@@ -153,7 +156,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
         peak_flops=machine.chip.flops,
         watts=machine.chip.watts,
         num_steps=experiment.train.num_steps,
-        bubble=layout_of(experiment, tuple(mesh.shape.values())).bubble,
+        bubble=bubble,
         price=price,
     )
 
