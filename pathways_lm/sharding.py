@@ -9,7 +9,7 @@ expert in a group; `'moved'` is the model dimension of tokens on their way, whos
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -216,6 +216,14 @@ def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
     return make_rules(config.rules, mesh, config.zero, config.chunks, config.context_attention == "ring")
 
 
+def whole_sequences(rules: Rules) -> Rules:
+    """The same layout of parameters and batches with every sequence whole: for tokens that come one at a time, and for
+    lengths that nothing divides."""
+    uncut = ("length", "residual_length", "places", "moved")
+    table = tuple((name, () if name in uncut else axes) for name, axes in rules.table)
+    return replace(rules, table=table, ring=False)
+
+
 def check_fit(experiment: Experiment, rules: Rules) -> None:
     """Raises ConfigError where the mesh does not divide a dimension of the model or the batch."""
     model, data = experiment.model, experiment.data
@@ -229,6 +237,7 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
     ]
     if model.moe.num_experts:
         dimensions.append(("model.moe.num_experts", model.moe.num_experts, "expert"))
+        dimensions.append(("model.embed_dim", model.embed_dim, "moved"))
     if model.moe.mlp_dim:
         dimensions.append(("model.moe.mlp_dim", model.moe.mlp_dim, "mlp"))
     for field, size, name in dimensions:
@@ -242,6 +251,11 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
             raise ConfigError(f"{field}={size} ('{name}') is not divisible by {axes}; {fits} would be")
     if rules.stages > 1:
         _check_stages(experiment, rules)
+    if rules.ring and model.dropout:
+        raise ConfigError(
+            f"mesh.context_attention='ring' cannot drop attention's weights: model.dropout={model.dropout} must be 0, "
+            "or mesh.context_attention 'gather'"
+        )
     kv_heads, parts = model.num_kv_heads, rules.parts("heads")
     if kv_heads % parts and parts % kv_heads:
         raise ConfigError(

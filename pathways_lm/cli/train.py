@@ -19,7 +19,7 @@ from pathways_lm.config import Experiment
 from pathways_lm.configure import load
 from pathways_lm.data.cache import Corpus, prepare
 from pathways_lm.data.loader import Loader
-from pathways_lm.data.objectives import make_objective
+from pathways_lm.data.objectives import check_lengths, make_objective
 from pathways_lm.errors import CheckpointError, UserError
 from pathways_lm.mesh import join_processes, make_mesh
 from pathways_lm.models.inventory import num_params
@@ -58,6 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
     with folder.writable(), ExitStack() as stack:
         rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
         check_fit(experiment, rules)
+        check_lengths(experiment.data, rules)
         if first:
             folder.create()
             stack.enter_context(folder.lock())

@@ -11,10 +11,10 @@ from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.errors import CheckpointError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
-from pathways_lm.sharding import check_fit, rules_of
+from pathways_lm.sharding import check_fit, rules_of, whole_sequences
 
 # One device serves a prompt best; more are asked for with --set mesh.tensor=4.
-ONE_DEVICE = ("mesh.pod=1", "mesh.data=1", "mesh.expert=1", "mesh.tensor=1")
+ONE_DEVICE = ("mesh.pod=1", "mesh.data=1", "mesh.expert=1", "mesh.stage=1", "mesh.context=1", "mesh.tensor=1")
 
 
 class Trained(NamedTuple):
@@ -34,7 +34,8 @@ def load_trained(run: str, overrides: list[str]) -> Trained:
     """
     folder = RunFolder(run)
     experiment = override(folder.experiment(), [*ONE_DEVICE, *overrides])
-    rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
+    # What is asked of a trained run is of any length.
+    rules = whole_sequences(rules_of(experiment.mesh, make_mesh(experiment.mesh)))
     check_fit(experiment, rules)
     if not (folder.path / "checkpoints").is_dir():
         raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")

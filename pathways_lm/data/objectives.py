@@ -4,7 +4,10 @@ The noise of a row is a function of (seed, number of the row) alone, so that a b
 A row holds whole or cut documents, each closed by its end-of-document token, and padding (0) after the last.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 from pathways_lm.config import DataConfig
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.batch import Batch
+from pathways_lm.sharding import Rules
 
 Objective = Callable[[np.ndarray, Sequence[int]], Batch]
 """From int32 rows [B, raw length] and their numbers to a batch of numpy arrays."""
@@ -86,6 +90,35 @@ def abstract_batch(config: DataConfig) -> Batch:
         return Batch(asked, asked, asked, encoder_tokens=read, encoder_segments=read)
     seen = rows(config.sequence_length, np.bool_) if config.objective == "prefix" else None
     return Batch(read, read, read, prefix=seen)
+
+
+def check_lengths(config: DataConfig, rules: Rules) -> None:
+    """Raises ConfigError where the devices that share a sequence do not divide its length.
+
+    Each has two chunks of it (`kernels.zigzag`); what lies between blocks may be cut further.
+    """
+    context, between = rules.parts("length"), rules.parts("residual_length")
+    chunks = 2 * context if context > 1 else 1
+    needed = math.lcm(chunks, between)
+
+    def uneven(length: int) -> int | None:
+        """Of what is read and the targets, the length that is not divided."""
+        if length % needed or config.objective != "span_corruption":
+            return length if length % needed else None
+        targets = corrupted_lengths(raw_length(replace(config, sequence_length=length)))[1]
+        return targets if targets % needed else None
+
+    found = uneven(config.sequence_length)
+    if found is None:
+        return
+    below = next((length for length in range(config.sequence_length, 1, -1) if uneven(length) is None), None)
+    above = next(length for length in itertools.count(config.sequence_length) if uneven(length) is None)
+    fits = " or ".join(str(length) for length in (below, above) if length)
+    cutting = [axis for axis in rules.axes("residual_length") if rules.mesh.shape[axis] > 1]
+    axes = " x ".join(f"mesh.{axis}={rules.mesh.shape[axis]}" for axis in cutting)
+    by = f"2 x mesh.{rules.axes('length')[0]}={context}" if found % chunks else axes
+    what = "is" if found == config.sequence_length else f"makes targets of {found} tokens, which are"
+    raise ConfigError(f"data.sequence_length={config.sequence_length} {what} not divisible by {by}; {fits} would be")
 
 
 def documents(rows: np.ndarray, end: int) -> np.ndarray:

@@ -35,7 +35,8 @@ class Generator:
     def __init__(self, model: Model, vocabulary_size: int, end: int, context: int):
         if model.config.shape != "decoder":
             raise ConfigError(f"model.shape='{model.config.shape}' cannot continue a prompt; a 'decoder' can")
-        self.model = model
+        # Tokens come one at a time, and prompts in any length.
+        self.model = model = model.with_whole_sequences()
         self.vocabulary_size = vocabulary_size
         self.end = end
         self.context = context

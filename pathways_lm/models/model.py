@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.models.transformer import SHAPES
-from pathways_lm.sharding import Rules, on_mesh
+from pathways_lm.sharding import Rules, on_mesh, whole_sequences
 
 Params = dict[str, Any]
 
@@ -48,6 +48,11 @@ class Model:
         stack = (None,) * (len(variable.get_value().shape) - len(variable.dims))
         spec = self.rules.held(*variable.dims, tokens=variable.tokens).spec
         return NamedSharding(self.rules.mesh, PartitionSpec(*stack, *spec.partitions, reduced=spec.reduced))
+
+    def with_whole_sequences(self) -> "Model":
+        """The same model, and parameters that lie alike, on devices that do not cut sequences."""
+        rules = whole_sequences(self.rules)
+        return self if rules == self.rules else Model(self.config, rules)
 
     def hold(self, params: Params) -> Params:
         """Parameters as they lie throughout a step (`Rules.held`). Gradients of these are sums still to be added."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pathways_lm.config import Experiment
-from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.data.objectives import abstract_batch, check_lengths
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
@@ -125,6 +125,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     mesh = make_mesh(experiment.mesh, described_devices(machine))
     rules = rules_of(experiment.mesh, mesh)
     check_fit(experiment, rules)
+    check_lengths(experiment.data, rules)
     model = Model(experiment.model, rules)
     schedule = make_schedule(experiment.optimizer, experiment.train.num_steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
