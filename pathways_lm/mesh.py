@@ -6,6 +6,7 @@ would need a silent reshard fails while it is traced.
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,19 +55,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if needed < len(everything) and (jax.process_count() > 1 or devices is not None):
         where = "with several processes" if devices is None else "on another machine"
         raise ConfigError(f"the mesh takes {needed} of {len(everything)} devices; {where} it must take all")
-    chosen = everything[:needed]
-    pods = len({getattr(device, "slice_index", None) or 0 for device in chosen})
+    laid = lay_out(config, everything[:needed])
+    return Mesh(laid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the shape of the mesh, neighbours beside one another."""
+    shape = axis_sizes(config, len(devices))
+    pods = len({getattr(device, "slice_index", None) or 0 for device in devices})
     if pods > 1 and pods != shape[0]:
         raise ConfigError(f"mesh.pod={shape[0]} on {pods} slices; there must be as many pods as slices")
     if pods > 1:
         inside, outside = (1, *shape[1:]), (shape[0], *(1 for _ in shape[1:]))
-        laid = mesh_utils.create_hybrid_device_mesh(inside, outside, chosen, allow_split_physical_axes=True)
-    else:
-        laid = _laid(shape, chosen)
-    return Mesh(laid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+        return mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=True)
+    return _laid(shape, devices)
 
 
-def _laid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def _laid(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except NotImplementedError:

@@ -73,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     plan = parsers["plan"]
     _add_config(plan)
     plan.add_argument("--machine", required=True, metavar="M", help="as v5p:8x16x16, v4-3072x2 or h100:64x8")
+    plan.add_argument("--out", metavar="FOLDER", help="where what it writes goes; default runs/plans/NAME@MACHINE")
+    plan.add_argument("--analytic", action="store_true", help="by formulas, in a second, and not by the compiler")
+    plan.add_argument("--search", action="store_true", help="find the layout that suits the machine best")
     plan.add_argument(
-        "--out", metavar="FOLDER", help="where plan.json and plan.html go; default runs/plans/NAME@MACHINE"
+        "--compile", type=int, default=3, metavar="N", help="of a search: how many of the best (default %(default)s)"
     )
+    plan.add_argument("--price", type=float, metavar="P", help="of a device and hour, for the cost of the run")
 
     convert = parsers["convert"]
     convert.add_argument("source", metavar="FROM", help="a folder of Hugging Face with safetensors, or a run folder")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from pathways_lm.errors import ConfigError
 from pathways_lm.plan.machine import Machine
@@ -94,18 +93,6 @@ def _described(machine: Machine, name: str, options: dict[str, Any]) -> list[jax
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]
         raise ConfigError(f"--machine: {compiler_name(machine)} knows no {machine.name}: {said}") from error
-
-
-def places(machine: Machine, devices: np.ndarray) -> np.ndarray:
-    """Each device's pod and place: on the torus, or its island and number there. Int [devices, 1 + rank]."""
-    rows = []
-    for device in devices.flat:
-        if machine.chip.torus_rank:
-            place = device.coords[: machine.chip.torus_rank]
-        else:
-            place = divmod(device.id, machine.shape[1])
-        rows.append((getattr(device, "slice_index", None) or 0, *place))
-    return np.array(rows)
 
 
 def _host_bounds(machine: Machine) -> tuple[int, int, int]:

@@ -14,9 +14,11 @@ from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
-from pathways_lm.plan.compilers import compiler_name, compiler_options, described_devices, places
+from pathways_lm.plan.compilers import compiler_name, compiler_options, described_devices
 from pathways_lm.plan.hlo import parse
-from pathways_lm.plan.machine import Machine
+from pathways_lm.plan.machine import GIB, Machine
+from pathways_lm.plan.memory import Memory
+from pathways_lm.plan.network import Network, places
 from pathways_lm.plan.program_cost import segments
 from pathways_lm.plan.roofline import Roofline, roofline
 from pathways_lm.sharding import check_fit, rules_of
@@ -25,28 +27,6 @@ from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import TrainState, abstract_state
 from pathways_lm.train.step import compile_step, make_step
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one device at the step's fullest moment."""
-
-    parameters: float
-    optimizer: float
-    batch: float
-    gradients: float
-    """As large as the parameters they belong to; how many live at once only the compiler knows."""
-    rest: float
-    """Activations and what is in work; with gradients, what the compiler asks for besides the arguments."""
-    capacity: float
-
-    @property
-    def peak(self) -> float:
-        return self.parameters + self.optimizer + self.batch + self.gradients + self.rest
-
-    @property
-    def fits(self) -> bool:
-        return self.peak <= self.capacity
 
 
 @dataclass(frozen=True)
@@ -66,6 +46,15 @@ class Plan:
     roofline: Roofline
     peak_flops: float
     watts: float | None
+    num_steps: int
+    """Of the whole run."""
+    price: float | None = None
+    """Of a device and hour, in whatever currency it was given."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiler made the step, and not formulas."""
+        return self.compile_seconds > 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,21 +75,46 @@ class Plan:
         """Of the devices alone, under load all the time."""
         return None if self.watts is None else self.watts * self.num_devices / self.tokens_per_second
 
+    @property
+    def run_hours(self) -> float:
+        """Of all steps of the run, without evaluation, checkpoints and failures."""
+        return self.num_steps * self.roofline.step_seconds / 3600
+
+    @property
+    def run_cost(self) -> float | None:
+        """Of all devices for all steps of the run."""
+        return None if self.price is None else self.run_hours * self.num_devices * self.price
+
     def as_json(self) -> dict[str, Any]:
         """Everything, with what follows from it."""
         told = asdict(self)
         told["memory"] |= {"peak": self.memory.peak, "fits": self.memory.fits}
         told["roofline"]["step_seconds"] = self.roofline.step_seconds
-        derived = ("tokens_per_second", "mfu", "hfu", "joules_per_token")
+        derived = ("tokens_per_second", "mfu", "hfu", "joules_per_token", "run_hours", "run_cost")
         return told | {name: getattr(self, name) for name in derived}
 
 
 class DoesNotFitError(Exception):
-    """The compiler refused the step for want of memory. The message says by how much."""
+    """The step needs more memory than a device has. The message says by how much."""
 
 
-def make_plan(experiment: Experiment, machine: Machine) -> Plan:
+def too_large(plan: Plan) -> DoesNotFitError:
+    """What is said of a plan that does not fit."""
+    return _too_large(f"'{plan.name}' on {plan.machine}", plan.memory.peak / GIB, plan.memory.capacity / GIB)
+
+
+def _too_large(where: str, needed: float, available: float) -> DoesNotFitError:
+    return DoesNotFitError(
+        f"{where} does not fit: a device would need {needed:.1f} GiB and has {available:.1f}, "
+        f"{needed - available:.1f} too little"
+    )
+
+
+def make_plan(experiment: Experiment, machine: Machine, price: float | None = None) -> Plan:
     """Compiles the experiment's training step for the machine and reads what it costs.
+
+    Args:
+      price: of a device and hour.
 
     Raises ConfigError where the mesh does not fit the machine or the model, or the compiler refuses the layout;
     DoesNotFitError where it runs out of memory.
@@ -120,7 +134,7 @@ def make_plan(experiment: Experiment, machine: Machine) -> Plan:
         raise _refusal(experiment.name, machine, str(error)) from error
     compile_seconds = time.perf_counter() - began
     program = parse(compiled.as_text())
-    cost = roofline(segments(program, dict(mesh.shape)), machine, places(machine, mesh.devices))
+    cost = roofline(segments(program, dict(mesh.shape)), Network(machine, places(machine, mesh.devices)))
     tokens = sum(math.prod(leaf.shape) for leaf in read_tokens(batch))
     return Plan(
         name=experiment.name,
@@ -135,6 +149,8 @@ def make_plan(experiment: Experiment, machine: Machine) -> Plan:
         roofline=cost,
         peak_flops=machine.chip.flops,
         watts=machine.chip.watts,
+        num_steps=experiment.train.num_steps,
+        price=price,
     )
 
 
@@ -166,8 +182,4 @@ def _refusal(name: str, machine: Machine, said: str) -> Exception:
     amounts = [float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([GM])\b", first)]
     if len(amounts) < 2:
         return DoesNotFitError(f"{where} does not fit: {first}")
-    needed, available = max(amounts), min(amounts)
-    return DoesNotFitError(
-        f"{where} does not fit: a device would need {needed:.1f} GiB and has {available:.1f}, "
-        f"{needed - available:.1f} too little"
-    )
+    return _too_large(where, max(amounts), min(amounts))

@@ -65,6 +65,8 @@ class Segment:
     exchanges: list[Exchange]
     known: bool = True
     """Whether the number of turns is known; where not, it is taken as 1."""
+    staged: bool = False
+    """Whether a pipeline's stages wait for one another between its turns, which are not counted as turns."""
 
 
 def segments(program: Program, mesh_shape: dict[str, int]) -> list[Segment]:

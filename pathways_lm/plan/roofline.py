@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pathways_lm.plan.machine import MATRIX_EFFICIENCY, Machine
-from pathways_lm.plan.program_cost import Exchange, Segment
+from pathways_lm.plan.machine import MATRIX_EFFICIENCY
+from pathways_lm.plan.network import Network
+from pathways_lm.plan.program_cost import Segment
 
 
 @dataclass(frozen=True)
@@ -40,36 +39,26 @@ class Roofline:
     traffic: tuple[Traffic, ...]
     unknown_loops: int
     """Loops whose number of turns the compiler's text does not tell, counted as one turn."""
+    bubble_seconds: float = 0.0
+    """What stages of a pipeline wait for one another, where it is not among the turns of loops."""
 
     @property
     def step_seconds(self) -> float:
-        return self.matrix_seconds + self.memory_seconds + self.exposed_seconds
+        return self.matrix_seconds + self.memory_seconds + self.exposed_seconds + self.bubble_seconds
 
 
-def exchange_seconds(exchange: Exchange, machine: Machine, places: np.ndarray) -> float:
-    """The time of one exchange on links that nothing else uses.
-
-    Args:
-      places: of every device of the mesh, in its order, as `compilers.places` gives them.
-    """
-    group = places[list(exchange.devices)]
-    bandwidth = machine.bandwidth(group)
-    if exchange.kind in ("all-to-all", "ragged-all-to-all") and machine.chip.torus_rank and len(set(group[:, 0])) == 1:
-        # Each byte crosses a quarter of the ring on average, and both directions carry it.
-        return exchange.operand_bytes * machine.longest(group) / 4 / bandwidth
-    if exchange.kind == "collective-permute" and machine.chip.torus_rank and len(set(group[:, 0])) == 1:
-        return exchange.operand_bytes / machine.chip.link_bandwidth
-    return exchange.sent_bytes / bandwidth
-
-
-def roofline(segments: Sequence[Segment], machine: Machine, places: np.ndarray) -> Roofline:
+def roofline(segments: Sequence[Segment], network: Network, bubble: float = 0.0) -> Roofline:
     """The step's time, if instructions run one after the other and started exchanges beside them.
 
     An instruction takes as long as its products at the rate of large ones, or as its memory traffic. What is started
     and awaited later hides behind the arithmetic of its own loop body; the rest is waited for.
+
+    Args:
+      bubble: the idle time of stages as a share of their work, where segments have the turns of the work alone.
     """
+    machine = network.machine
     rate = machine.chip.flops * MATRIX_EFFICIENCY
-    flops = moved = matrix = waiting = exposed = 0.0
+    flops = moved = matrix = waiting = exposed = staged = 0.0
     rows: dict[tuple, list[float]] = {}
     for segment in segments:
         busy = products = 0.0
@@ -80,16 +69,18 @@ def roofline(segments: Sequence[Segment], machine: Machine, places: np.ndarray) 
             busy += max(each.flops / rate, each.memory_bytes / machine.chip.memory_bandwidth)
         matrix += segment.times * products
         waiting += segment.times * (busy - products)
-        seconds = [exchange_seconds(each, machine, places) for each in segment.exchanges]
+        seconds = [network.seconds(each) for each in segment.exchanges]
         hideable = sum(time for time, each in zip(seconds, segment.exchanges, strict=True) if each.hidden)
         shown = max(0.0, hideable - busy) / hideable if hideable else 0.0
+        staged += segment.times * busy if segment.staged else 0.0
         for time, exchange in zip(seconds, segment.exchanges, strict=True):
             waited = time * (shown if exchange.hidden else 1.0)
             exposed += segment.times * waited
+            staged += segment.times * waited if segment.staged else 0.0
             row = rows.setdefault((exchange.kind, exchange.axes, len(exchange.devices)), [0.0] * 5)
             for place, value in enumerate((1, exchange.operand_bytes, exchange.sent_bytes, time, waited)):
                 row[place] += segment.times * value
     traffic = [Traffic(*key, *row) for key, row in rows.items()]
     traffic.sort(key=lambda each: -each.seconds)
     unknown = sum(not segment.known for segment in segments)
-    return Roofline(flops, moved, matrix, waiting, exposed, tuple(traffic), unknown)
+    return Roofline(flops, moved, matrix, waiting, exposed, tuple(traffic), unknown, bubble * staged)

@@ -14,7 +14,7 @@ def in_words(plan: Plan) -> str:
     """What the command prints."""
     memory, cost = plan.memory, plan.roofline
     lines = [
-        f"{plan.name} on {plan.machine}: {_layout(plan)} ({plan.compiler}, compiled in {plan.compile_seconds:.0f} s)",
+        f"{plan.name} on {plan.machine}: {_layout(plan)} ({_made(plan)})",
         f"memory of a device  {_gib(memory.peak)} of {_gib(memory.capacity)}: "
         + ", ".join(f"{name} {_gib(size)}" for name, size in _memory(plan)),
         f"a step              {cost.step_seconds:.3g} s: "
@@ -22,6 +22,8 @@ def in_words(plan: Plan) -> str:
         f"                    MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}, {plan.tokens_per_second:,.0f} tokens/s"
         + (f", {plan.joules_per_token:.3g} J a token" if plan.joules_per_token else ""),
     ]
+    if plan.run_cost is not None:
+        lines.append(f"the run             {_cost(plan)}")
     rows = [_TRAFFIC, *(tuple(map(str, row)) for row in _traffic(plan))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_TRAFFIC))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -31,6 +33,8 @@ def in_words(plan: Plan) -> str:
 def notes(plan: Plan) -> list[str]:
     """What a reader should know before trusting the figures."""
     told = []
+    if not plan.compiled:
+        told.append("these figures are from formulas, not from a compiler: see docs/plans.md for how far off they were")
     if plan.roofline.unknown_loops:
         told.append(f"{plan.roofline.unknown_loops} loops whose number of turns is not known are counted as one turn")
     return told
@@ -50,15 +54,27 @@ def as_page(plan: Plan) -> str:
     )
     free = [("free", max(0.0, memory.capacity - memory.peak))]
     numbers = (2, 3)
+    if plan.run_cost is not None:
+        head += f'<p class="note">The run: {escaped(_cost(plan))}.</p>'
     body = [
         head,
         section("Memory", card(_bar([*_memory(plan), *free], _gib)), "Of one device, at the step's fullest moment."),
         section("Time", card(_bar(_times(plan), _seconds)), _how()),
         section("Exchanges", card(table(_TRAFFIC, _traffic(plan), numbers)), "Of one device in a step."),
     ]
-    footer = f"{plan.compiler}, compiled in {plan.compile_seconds:.0f} s"
+    footer = _made(plan)
     body.append(f"<footer>{escaped('; '.join([footer, *notes(plan)]))}</footer>")
     return document(f"{plan.name} on {plan.machine}", plan.name, f"{plan.machine} · {_layout(plan)}", "".join(body))
+
+
+def _made(plan: Plan) -> str:
+    return f"{plan.compiler}, compiled in {plan.compile_seconds:.0f} s" if plan.compiled else plan.compiler
+
+
+def _cost(plan: Plan) -> str:
+    hours = plan.run_hours * plan.num_devices
+    steps = f"{plan.num_steps:,} steps in {plan.run_hours:,.1f} hours"
+    return f"{steps}, {hours:,.0f} device hours at {plan.price:g} each: {plan.run_cost:,.0f}"
 
 
 def _how() -> str:
@@ -80,7 +96,7 @@ def _memory(plan: Plan) -> list[tuple[str, float]]:
         ("optimizer", memory.optimizer),
         ("batch", memory.batch),
         ("gradients", memory.gradients),
-        ("activations and work", memory.rest),
+        *(memory.details or [("activations and work", memory.rest)]),
     ]
 
 
@@ -93,7 +109,8 @@ def _times(plan: Plan) -> list[tuple[str, float]]:
         axes = _axes(row.axes)
         by_axes[axes] = by_axes.get(axes, 0.0) + row.exposed_seconds
     shown = {axes: seconds for axes, seconds in by_axes.items() if seconds > 1e-3 * cost.step_seconds}
-    return parts + [(f"exchanges over {axes}", seconds) for axes, seconds in shown.items()]
+    parts += [(f"exchanges over {axes}", seconds) for axes, seconds in shown.items()]
+    return parts + ([("stages that wait", cost.bubble_seconds)] if cost.bubble_seconds else [])
 
 
 def _axes(axes: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def charts(run: Run) -> list[Chart]:
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": recipe.title}):
             figure = Figure(figsize=(4.4, 2.6), layout="constrained")
             if _draw(figure.subplots(), run, recipe):
-                finished.append(Chart(recipe.title, recipe.unit, _svg(figure)))
+                finished.append(Chart(recipe.title, recipe.unit, as_svg(figure)))
     return finished
 
 
@@ -252,7 +252,7 @@ def _short(value: float, _position: int | None = None) -> str:
     return f"{value:.4g}"
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that fills the width it is given and takes its colours from the page."""
     buffer = io.StringIO()
     nothing_told = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -5,8 +5,8 @@ import pytest
 
 from pathways_lm.errors import ConfigError
 from pathways_lm.plan.machine import CHIPS, parse_machine
+from pathways_lm.plan.network import Network
 from pathways_lm.plan.program_cost import Exchange
-from pathways_lm.plan.roofline import exchange_seconds
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_is_no_machine(text, words):
 def seconds(machine, kind, places, operand_bytes=1e9):
     """Of an exchange among devices at these places."""
     exchange = Exchange(kind, tuple(range(len(places))), (), operand_bytes, False, "")
-    return exchange_seconds(exchange, parse_machine(machine), np.array(places))
+    return Network(parse_machine(machine), np.array(places)).seconds(exchange)
 
 
 def test_a_ring_of_a_torus():

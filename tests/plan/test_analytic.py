@@ -1,0 +1,185 @@
+"""Plans by formulas, against the papers' formulas and tables."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pathways_lm import configure
+from pathways_lm.cli import main
+from pathways_lm.mesh import AXES
+from pathways_lm.models.inventory import num_params
+from pathways_lm.plan import network
+from pathways_lm.plan.analytic.memory import zero_bytes
+from pathways_lm.plan.analytic.parameters import neutral_model
+from pathways_lm.plan.analytic.plan import analytic_plan, fitting_work, segments
+from pathways_lm.plan.compilers import available
+from pathways_lm.plan.layout import Layout
+from pathways_lm.plan.machine import parse_machine
+
+
+def experiment(path, *changes):
+    return configure.load(f"configs/{path}.py", list(changes))
+
+
+def step(path, machine, *changes):
+    """The segments of a step."""
+    where = parse_machine(machine)
+    return segments(fitting_work(experiment(path, *changes), where), started=False)
+
+
+def flops(path, machine, *changes):
+    """Of products on all devices."""
+    found = step(path, machine, *changes)
+    devices = parse_machine(machine).num_devices
+    return devices * sum(each.times * one.flops for each in found for one in each.arithmetic)
+
+
+def sent(path, machine, *changes, kinds, scope=""):
+    """Bytes that a device sends in a step."""
+    return sum(
+        each.times * one.sent_bytes
+        for each in step(path, machine, *changes)
+        for one in each.exchanges
+        if one.kind in kinds and one.scope.startswith(scope)
+    )
+
+
+# PaLM 8B (arXiv:2204.02311, table 1), and the parameters of its products: all but the norms' scales.
+LAYERS, EMBED, HEADS, HEAD, MLP, ROWS, LENGTH, BATCH = 32, 4096, 16, 256, 16384, 256_000, 2048, 512
+OF_A_LAYER = 2 * EMBED * HEADS * HEAD + 2 * EMBED * HEAD + 3 * EMBED * MLP
+PRODUCTS = LAYERS * OF_A_LAYER + ROWS * EMBED
+ATTENTION = LAYERS * HEADS * HEAD * LENGTH
+TOKENS = BATCH * LENGTH
+
+
+@pytest.mark.parametrize("changes", [[], ["train.microbatches=4"], ["mesh.zero=1"], ["mesh.expert=2"]], ids=str)
+def test_palms_arithmetic(changes):
+    """Appendix B: 6 N + 12 L H Q T a token, to the digit, however the batch is cut."""
+    assert flops("palm/8b", "v5p:4x4x4", "model.remat=none", *changes) == TOKENS * (6 * PRODUCTS + 12 * ATTENTION)
+
+
+def test_what_is_computed_twice():
+    """Whole blocks: all of the forward pass but the two products that end a parallel block, which no gradient needs."""
+    once = flops("palm/8b", "v5p:4x4x4", "model.remat=none")
+    ends = EMBED * (HEADS * HEAD + MLP)
+    block = flops("palm/8b", "v5p:4x4x4", "model.remat=block")
+    assert block - once == TOKENS * (2 * LAYERS * (OF_A_LAYER - ends) + 4 * ATTENTION)
+    # Attention: its weights, and not what they weigh.
+    assert flops("palm/8b", "v5p:4x4x4", "model.remat=attention") - once == TOKENS * 2 * ATTENTION
+
+
+def test_heads_that_every_device_has():
+    """Multi-query attention on a tensor axis of 4: its one key and value are made four times."""
+    once = flops("palm/8b", "v5p:4x4x4", "model.remat=none")
+    shared = 6 * LAYERS * 2 * EMBED * HEAD
+    assert flops("palm/8b", "v5p:4x4x4", "model.remat=none", "mesh.tensor=4") - once == TOKENS * 3 * shared
+
+
+def test_mfu_is_palms(tmp_path):
+    plan = analytic_plan(experiment("palm/8b", "model.remat=none"), parse_machine("v5p:4x4x4"))
+    per_token = 6 * num_params(neutral_model(experiment("palm/8b").model)) + 12 * ATTENTION
+    assert plan.model_flops == TOKENS * per_token / 64
+    assert plan.mfu == pytest.approx(TOKENS * per_token / 64 / plan.roofline.step_seconds / 459e12)
+
+
+@pytest.mark.parametrize(("zero", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_zeros_memory(zero, gigabytes):
+    """ZeRO (arXiv:1910.02054, figure 1): 7.5 billion parameters on 64 devices, Adam in fp16: 2 + 2 + 12 bytes each."""
+    parts = zero_bytes(7.5e9, 7.5e9 / 64, zero, weight=2, gradient=2, state=12)
+    assert sum(parts) / 1e9 == pytest.approx(gigabytes, abs=0.06)
+
+
+@pytest.mark.parametrize(("zero", "times"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+def test_zeros_communication(zero, times):
+    """Section 7: a device sends 2 Psi, and 3 Psi where it gathers parameters forward and backward, but for the table
+    of tokens, which is gathered once for both its uses."""
+    kinds = ("all-reduce", "all-gather", "reduce-scatter")
+    changes = [f"mesh.zero={zero}", "model.remat=block", "train.precision=fp32"]
+    found = sum(sent("palm/8b", "h100:8x8", *changes, kinds=kinds, scope=scope) for scope in ("gather ", "gradient"))
+    scales = sent("palm/8b", "h100:8x8", "mesh.zero=3", "train.precision=fp32", kinds=("all-reduce",), scope="gradient")
+    layers, table = LAYERS * OF_A_LAYER, ROWS * EMBED
+    assert found - scales == pytest.approx(4 * 63 / 64 * (times * layers + 2 * table))
+
+
+def test_megatrons_all_reduces():
+    """arXiv:2104.04473, section 3.2: 8 b s h (t - 1) / t a layer and microbatch, two forward and two backward."""
+    changes = ["mesh.tensor=4", "mesh.rules=tensor_parallel", "model.remat=none", "train.microbatches=4"]
+    config = experiment("megatron/3d_7_5b", *changes)
+    rows = config.data.batch_size / 4 / 32 * config.data.sequence_length * config.model.embed_dim
+    found = step("megatron/3d_7_5b", "a100:16x8", *changes)
+    layers = [one for each in found[:2] for one in each.exchanges if len(one.devices) == 4]
+    assert [one.kind for one in layers] == ["all-reduce"] * 4
+    assert sum(one.sent_bytes for one in layers) == 2 * 8 * rows * 3 / 4
+    # Cut along the sequence, the same bytes as gathers and scatters (arXiv:2205.05198, section 4.2.2).
+    changes[1] = "mesh.rules=sequence_parallel"
+    found = step("megatron/3d_7_5b", "a100:16x8", *changes)
+    layers = [one for each in found[:2] for one in each.exchanges if len(one.devices) == 4]
+    assert sorted(one.kind for one in layers) == ["all-gather"] * 4 + ["reduce-scatter"] * 4
+    assert sum(one.sent_bytes for one in layers) == 2 * 8 * rows * 3 / 4
+
+
+def test_switchs_all_to_alls():
+    """arXiv:2101.03961, section 5.5: [E, C, d_model] there and back, forward and backward."""
+    changes = ["mesh.expert=16", "model.remat=none", "model.moe.dispatch=all_to_all"]
+    found = step("switch/base", "v3:4x4", *changes)
+    config = experiment("switch/base", *changes)
+    groups = [one for one in found[0].exchanges + found[1].exchanges if one.kind == "all-to-all"]
+    assert len(groups) == 4
+    tokens = config.data.batch_size * config.data.sequence_length / 32
+    assert {one.operand_bytes for one in groups} == {2 * 1.25 * tokens * config.model.embed_dim}
+
+
+def test_bubble():
+    """arXiv:2104.04473, section 2.2; MT-NLG's 35 stages with 240 microbatches idle for 14.2% of the ideal time."""
+    sizes = tuple(35 if axis == "stage" else 1 for axis in AXES)
+    layout = Layout(sizes, "palm_2d", zero=1, microbatches=240, remat="block", precision="bf16")
+    assert layout.bubble == pytest.approx(0.142, abs=5e-4)
+    assert dataclasses.replace(layout, chunks=3).bubble == pytest.approx(34 / 720)
+    assert dataclasses.replace(layout, sizes=(1,) * 6).bubble == 0
+
+
+@pytest.mark.parametrize("machine", ["v5p:4x4x4", "v5e-256", "v3:4x4", "v4-64x2", "h100:4x8", "v6e:4x4"])
+def test_places_are_the_compilers(machine):
+    """Devices lie on the mesh where they do on the machine that its compiler describes."""
+    if not available(parse_machine(machine)):
+        pytest.skip("make compilers")
+    code = f"""if True:
+        import jax; jax.config.update("jax_platforms", "cpu")
+        from pathways_lm.config import MeshConfig
+        from pathways_lm.mesh import lay_out
+        from pathways_lm.plan.compilers import described_devices
+        from pathways_lm.plan.machine import parse_machine
+        from pathways_lm.plan.network import imagined_devices, places
+        machine = parse_machine("{machine}")
+        for tensor in (1, 4, 8):
+            config = MeshConfig(pod=machine.pods, data=-1, tensor=tensor)
+            laid = [lay_out(config, found) for found in (imagined_devices(machine), described_devices(machine))]
+            assert (places(machine, laid[0]) == places(machine, laid[1])).all(), tensor
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_compiler(tmp_path, monkeypatch, capsys):
+    """The same figures, saying where they are from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pathways_lm.cli.plan.available", lambda machine: False)
+    config = str(network.__file__.removesuffix("pathways_lm/plan/network.py") + "configs/palm/8b.py")
+    arguments = ["plan", config, "--machine", "v5p:4x4x4", "--set", "model.remat=block", "--price", "2"]
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert "make compilers" in told.err
+    assert "formulas, no compiler" in told.out
+    assert "from formulas" in told.out
+    plan = json.loads((tmp_path / "runs" / "plans" / "palm-8b@v5p-4x4x4" / "plan.json").read_text())
+    assert plan["run_cost"] == pytest.approx(2 * 64 * plan["num_steps"] * plan["roofline"]["step_seconds"] / 3600)
+    assert set(plan) == set(dataclasses.asdict(analytic_plan(experiment_of(config), parse_machine("v5p:4x4x4")))) | {
+        *("tokens_per_second", "mfu", "hfu", "joules_per_token", "run_hours", "run_cost")
+    }
+
+
+def experiment_of(config):
+    return configure.load(config, ["model.remat=block"])
