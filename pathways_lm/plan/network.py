@@ -36,8 +36,8 @@ def imagined_devices(machine: Machine) -> list[_Imagined]:
     if not chip.torus_rank:
         return [_Imagined(number, "gpu", chip.name) for number in range(machine.num_devices)]
     shape = (*machine.shape, *(1 for _ in range(3 - chip.torus_rank)))
-    # Along x first.
-    places = [tuple(reversed(place)) for place in product(*(range(size) for size in reversed(shape)))]
+    # Host after host, of two by two chips.
+    places = sorted(product(*map(range, shape)), key=lambda at: (at[2], at[1] // 2, at[0] // 2, at[1] % 2, at[0] % 2))
     everything = product(range(machine.pods), places, range(chip.devices_per_chip))
     return [
         _Imagined(number, "tpu", _KINDS[chip.name], place, core, pod)
