@@ -17,6 +17,8 @@ from pathways_lm.plan.plan import DoesNotFitError, Plan, make_plan, too_large
 
 _LIKELY = 0.95
 """Of the memory that a candidate may need by formulas, which are a few hundredths off, before the compiler is asked."""
+_PATIENCE = 300.0
+"""Seconds after which no compile should end, if it takes as long as those before; the first is always made."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,14 @@ def search(
     """Ranks every layout by formulas and compiles the fastest.
 
     Args:
-      num_compiled: how many are compiled, besides those that turn out not to fit or that the compiler refuses; 0 for
-        none.
+      num_compiled: how many are compiled, besides those that turn out not to fit or that the compiler refuses, and as
+        long as there is time; 0 for none.
       progress: told what is going on, a line at a time.
     """
     began = time.perf_counter()
     num_layouts, candidates = ranked(experiment, machine)
     progress(f"{num_layouts:,} layouts in {time.perf_counter() - began:.0f} s, {len(candidates):,} fit by formulas")
-    tried = compiled(experiment, machine, likely(candidates, machine), num_compiled, progress)
+    tried = compiled(experiment, machine, likely(candidates, machine), num_compiled, began + _PATIENCE, progress)
     seconds = time.perf_counter() - began
     return Found(
         experiment.name, machine.name, machine.chip.memory_bytes, num_layouts, tuple(candidates), tuple(tried), seconds
@@ -155,10 +157,9 @@ def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
 
 def likely(candidates: Iterable[Candidate], machine: Machine) -> list[Candidate]:
-    """Candidates in the order in which they are compiled: those that should fit, one of each kind.
+    """Candidates in the order in which they are compiled: those that should fit, first one of each mesh and `remat`.
 
-    Layouts that differ by microbatches, and by what is recomputed or cut to the same speed, are a kind: compiling the
-    fastest three should tell of three ideas.
+    Compiling the fastest few should tell of several ideas, not of one with more or fewer microbatches.
     """
     seen: set[tuple[Any, ...]] = set()
     firsts: list[Candidate] = []
@@ -167,7 +168,7 @@ def likely(candidates: Iterable[Candidate], machine: Machine) -> list[Candidate]
         if each.peak > _LIKELY * machine.chip.memory_bytes:
             continue
         layout = each.layout
-        kind = (layout.sizes, layout.rules, layout.remat, layout.dispatch)
+        kind = (layout.sizes, layout.remat)
         (others if kind in seen else firsts).append(each)
         seen.add(kind)
     return firsts + others
@@ -178,15 +179,22 @@ def compiled(
     machine: Machine,
     candidates: list[Candidate],
     wanted: int,
+    until: float,
     progress: Callable[[str], None],
 ) -> list[Tried]:
     """The first so many that the compiler takes and that fit; twice as many are tried at most."""
     tried: list[Tried] = []
+    longest = 0.0
     for candidate in candidates[: 2 * wanted]:
+        began = time.perf_counter()
         if sum(each.plan is not None for each in tried) == wanted:
+            break
+        if tried and began + longest > until:
+            progress(f"no time for more: a compile takes {longest:.0f} s")
             break
         progress(f"compiling {candidate.words}: {candidate.step_seconds:.3g} s by formulas")
         tried.append(_compile(experiment, machine, candidate))
+        longest = max(longest, time.perf_counter() - began)
         last = tried[-1]
         progress(f"  {last.refusal or f'{last.step_seconds:.3g} s by the compiler'}")
     return tried

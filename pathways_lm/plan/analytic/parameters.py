@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from flax import nnx
 
@@ -27,25 +27,30 @@ class Parameter:
     dims: tuple[str, ...]
     layers: int
     """How many layers have one; 1 outside of towers."""
-    product: bool
-    """Whether it enters matrix products or lookups of tokens only."""
+    tokens: tuple[str, ...]
+    """The dimensions of activations over which its gradient sums; empty where devices add gradients at once."""
 
     @property
+    def product(self) -> bool:
+        """Whether it enters matrix products or lookups of tokens only."""
+        return bool(self.tokens)
+
+    @cached_property
     def tower(self) -> str:
         """`encoder` or `decoder`, or empty for what belongs to neither's layers."""
         return self.path.split("/")[0] if "/blocks/" in self.path else ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its own name within its module."""
         return self.path.rsplit("/", 1)[-1]
 
-    @property
+    @cached_property
     def module(self) -> str:
         """The name of its module."""
         return self.path.split("/")[-2]
 
-    @property
+    @cached_property
     def is_expert(self) -> bool:
         """Whether each expert has its own."""
         return "expert" in self.dims
@@ -68,7 +73,7 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
         shape, dims = variable.get_value().shape, tuple(variable.dims)
         lead = len(shape) - len(dims)
         layers = math.prod(shape[:lead])
-        found.append(Parameter("/".join(map(str, path)), shape[lead:], dims, layers, bool(variable.product)))
+        found.append(Parameter("/".join(map(str, path)), shape[lead:], dims, layers, tuple(variable.tokens)))
     return tuple(found)
 
 
@@ -89,13 +94,15 @@ class Cuts:
         self.rules = rules
         self.mesh: Mapping[str, int] = dict(rules.mesh.shape)
         self.parts = {name: rules.parts(name) for name in NAMES}
+        self._sizes: dict[str, tuple[int, ...]] = {}
 
     def sizes(self, parameter: Parameter) -> tuple[int, ...]:
         """A device's part of each dimension of one layer, as it enters products: whole along what ZeRO cuts."""
-        return tuple(
-            size if name in STORED else self._cut(size, name)
-            for size, name in zip(parameter.sizes, parameter.dims, strict=True)
-        )
+        if parameter.path not in self._sizes:
+            named = zip(parameter.sizes, parameter.dims, strict=True)
+            told = tuple(size if name in STORED else self._cut(size, name) for size, name in named)
+            self._sizes[parameter.path] = told
+        return self._sizes[parameter.path]
 
     def used(self, parameter: Parameter) -> int:
         """Numbers of one layer that a device's products need."""
@@ -129,7 +136,7 @@ class Cuts:
         """The axes along which devices have the same of a parameter as stored, and other tokens: its gradient is
         added over them."""
         taken = set(self.axes(*parameter.dims))
-        return tuple(axis for axis in self.axes("batch", "length") if axis not in taken)
+        return tuple(axis for axis in self.axes(*parameter.tokens) if axis not in taken)
 
     def size(self, axes: tuple[str, ...]) -> int:
         """Devices along these axes."""
