@@ -131,6 +131,9 @@ def _exchange_kind(instruction: Instruction) -> str | None:
     if instruction.opcode == "send":
         between_slices = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
         return between_slices[1].lower().replace("_", "-") if between_slices else "collective-permute"
+    if "source_target_pairs={}" in instruction.attributes:
+        # What a partitioner leaves of an exchange in which nobody sends.
+        return None
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
 

@@ -75,4 +75,5 @@ def told(found: list[Remedy], by_formulas: float) -> str:
     return (
         f"what would help most, with GiB of a device by formulas, which say {by_formulas / GIB:.1f} now: "
         + "; ".join(changes)
+        + "; --search tries changes together"
     )

@@ -17,6 +17,8 @@ from pathways_lm.plan.plan import DoesNotFitError, Plan, make_plan, too_large
 
 _LIKELY = 0.95
 """Of the memory that a candidate may need by formulas, which are a few hundredths off, before the compiler is asked."""
+_NEAR = 1.1
+"""Times the fastest candidate: as far off as formulas may be."""
 _PATIENCE = 300.0
 """Seconds after which no compile should end, if it takes as long as those before; the first is always made."""
 
@@ -157,9 +159,10 @@ def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
 
 def likely(candidates: Iterable[Candidate], machine: Machine) -> list[Candidate]:
-    """Candidates in the order in which they are compiled: those that should fit, first one of each mesh and `remat`.
+    """Candidates in the order in which they are compiled: those that should fit, and of those about as fast as the
+    fastest first one of each mesh and `remat`.
 
-    Compiling the fastest few should tell of several ideas, not of one with more or fewer microbatches.
+    Compiling a few should tell of several ideas, not of one with more or fewer microbatches.
     """
     seen: set[tuple[Any, ...]] = set()
     firsts: list[Candidate] = []
@@ -169,7 +172,8 @@ def likely(candidates: Iterable[Candidate], machine: Machine) -> list[Candidate]
             continue
         layout = each.layout
         kind = (layout.sizes, layout.remat)
-        (others if kind in seen else firsts).append(each)
+        near = not firsts or each.step_seconds <= _NEAR * firsts[0].step_seconds
+        (firsts if near and kind not in seen else others).append(each)
         seen.add(kind)
     return firsts + others
 

@@ -123,6 +123,14 @@ def test_groups_of_a_mesh_in_another_order_and_of_a_part_of_an_axis():
     assert _group(Written("replica_groups={}"), 4) == (0, 1, 2, 3)
 
 
+def test_exchanges_in_which_nobody_sends():
+    product = "dot(%matrix, %matrix), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    text = LOOP.format(start=0, end=3, step=1)
+    assert product in text
+    text = text.replace(product, "collective-permute(%matrix), channel_id=1, source_target_pairs={}")
+    assert exchanged(segments(parse(text), {"data": 1})) == []
+
+
 def mesh_of(shape, names):
     return jax.make_mesh(shape, names, axis_types=(AxisType.Explicit,) * len(shape))
 

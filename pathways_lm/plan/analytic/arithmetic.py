@@ -335,8 +335,15 @@ def update(work: Work) -> list[Arithmetic]:
     return [Arithmetic(0.0, (8 * FP32 + FP32 + work.item) * stored, "optimizer")]
 
 
-def accumulate(work: Work, cut: bool) -> list[Arithmetic]:
-    """After each microbatch: gradients are read and added to their sums."""
-    size = work.cuts.stored if cut else work.cuts.used
-    held = sum(work.cuts.layers(each) * size(each) for each in work.parameters)
-    return [Arithmetic(0.0, (work.item + 2 * FP32) * held, "sums of gradients")]
+def gradients(work: Work) -> list[Arithmetic]:
+    """Of each microbatch: stacks of gradients begin as zeros, and are made fp32 to be added over devices or up."""
+    zero = work.cuts.rules.zero
+    size = work.cuts.stored if zero == 3 else work.cuts.used
+    fresh = sum(work.cuts.layers(each) * size(each) for each in work.parameters)
+    summed = sum(work.cuts.layers(each) * work.cuts.stored(each) for each in work.parameters) if zero >= 2 else fresh
+    moved = work.item * fresh
+    if zero == 2:
+        moved += (work.item + FP32) * fresh
+    if work.microbatches > 1:
+        moved += (work.item + 2 * FP32) * summed
+    return [Arithmetic(0.0, moved, "sums of gradients")]

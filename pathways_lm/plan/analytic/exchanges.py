@@ -84,6 +84,18 @@ class Exchanges:
         axes = tuple(axis for axis in cuts.axes("residual", "residual_length") if axis not in inner)
         return whole, whole / cuts.size(axes), axes
 
+    def turned(self, tower: Tower, exchanges: list[Exchange]) -> float:
+        """Bytes that a GPU moves besides: what is gathered or scattered between blocks is turned, so that the cut
+        dimension comes first. TPU's exchanges take it as it lies."""
+        _, _, axes = self._activations(tower)
+        if not self.started or not axes:
+            return 0.0
+        parts = {"all-gather": len(group_along(axes, tuple(self.work.cuts.mesh.items()))), "reduce-scatter": 1}
+        sizes = [
+            parts[each.kind] * each.operand_bytes for each in exchanges if each.axes == axes and each.kind in parts
+        ]
+        return 2 * sum(sizes)
+
     def _branches(self, tower: Tower) -> tuple[int, int]:
         """How many inputs of branches are gathered, and how many outputs of branches summed in a turn."""
         found = self.work.of(tower.name)

@@ -6,6 +6,9 @@ from pathways_lm.plan.analytic.arithmetic import FP32, Tower, Work, expert_place
 from pathways_lm.plan.analytic.parameters import Parameter
 from pathways_lm.plan.memory import Memory
 
+# Arrays as large as a product's cut end that its gradient and those of what stands around it need: queries also turned
+# and scaled, the steps of an activation.
+_STEPS = {"query": 2, "key": 1, "value": 1, "out": 1, "gate": 2, "up": 2, "down": 2}
 _MOMENTS = 2
 """Of both optimizers, as large as the parameters and fp32."""
 
@@ -64,7 +67,7 @@ def _batch(work: Work) -> float:
 
 def _saved(work: Work, tower: Tower) -> float:
     """What all turns of a tower keep for the backward pass, of all microbatches that are on their way."""
-    turn = _kept(work, tower)
+    turn = kept_of_turn(work, tower)
     if work.stages == 1:
         return tower.repeats * turn
     # A stage keeps what enters each of its chunks, and while one is worked at, what its layers keep.
@@ -86,8 +89,8 @@ def _whole(work: Work, tower: Tower) -> float:
     return float(work.item * tower.tokens * work.model.embed_dim)
 
 
-def _kept(work: Work, tower: Tower) -> float:
-    """What one turn keeps."""
+def kept_of_turn(work: Work, tower: Tower) -> float:
+    """What one turn keeps for the backward pass."""
     stream = _stream(work, tower)
     if work.model.remat == "block":
         return stream
@@ -102,12 +105,9 @@ def _inside(work: Work, tower: Tower, scores: bool) -> float:
     for each in work.of(tower.name):
         used = cuts.used(each)
         if each.name == "scale":
-            kept += stream + whole  # What a norm is given, and what it gives, whole.
-        elif each.name in ("query", "key", "value", "up", "gate"):
-            rows = _rows_of(work, tower, each)
-            kept += item * rows * used / work.model.embed_dim
-        elif each.name in ("down", "out"):
-            kept += item * _rows_of(work, tower, each) * used / work.model.embed_dim
+            # A norm's steps in fp32, as cut as the stream, and what it gives, whole.
+            kept += 3 * stream * FP32 / item + whole
+        kept += _STEPS.get(each.name, 0) * item * _rows_of(work, tower, each) * used / work.model.embed_dim
         if each.name == "query":
             seen = tower.memory if each.module == "cross" else tower.seen
             pairs = tower.tokens * cuts.sizes(each)[1] * seen
@@ -132,12 +132,8 @@ def _routed(work: Work, tower: Tower) -> float:
 
 
 def _weights(work: Work, tower: Tower) -> float:
-    """Gathered parameters of a turn, which are kept where nothing is computed again."""
-    if work.cuts.rules.zero < 3:
-        return 0.0
-    return sum(
-        each.item_bytes(work.item) * work.cuts.used(each) for each in work.of(tower.name) if work.cuts.gathered(each)
-    )
+    """Parameters of a turn as they are used. Each turn's are kept like activations where nothing is computed again."""
+    return sum(each.item_bytes(work.item) * work.cuts.used(each) for each in work.of(tower.name) if each.product)
 
 
 # --- work under way
@@ -155,7 +151,8 @@ def _working(work: Work, tower: Tower) -> float:
         if each.name == "up":
             rows = _rows_of(work, tower, each)
             largest = max(largest, 2.0 * work.item * rows * work.cuts.used(each) / work.model.embed_dim)
-    weights = _weights(work, tower) if work.model.remat == "block" else 0.0
+    gathered = work.model.remat == "block" and work.cuts.rules.zero == 3
+    weights = _weights(work, tower) if gathered else 0.0
     return inside + largest + weights
 
 

@@ -8,14 +8,14 @@ from pathways_lm.mesh import AXES, abstract_mesh
 from pathways_lm.plan.analytic import arithmetic
 from pathways_lm.plan.analytic.arithmetic import Work, check_groups, work_of
 from pathways_lm.plan.analytic.exchanges import Exchanges
-from pathways_lm.plan.analytic.memory import memory_of
+from pathways_lm.plan.analytic.memory import kept_of_turn, memory_of
 from pathways_lm.plan.analytic.parameters import Cuts, neutral_model
 from pathways_lm.plan.layout import layout_of
 from pathways_lm.plan.machine import Machine
 from pathways_lm.plan.memory import Memory
 from pathways_lm.plan.network import imagined_network
 from pathways_lm.plan.plan import Plan
-from pathways_lm.plan.program_cost import Segment
+from pathways_lm.plan.program_cost import Arithmetic, Segment
 from pathways_lm.plan.roofline import Roofline, roofline
 from pathways_lm.sharding import check_fit, rules_of
 from pathways_lm.train.flops import flops_per_token, read_tokens
@@ -84,14 +84,18 @@ def segments(work: Work, started: bool) -> list[Segment]:
     found = []
     for tower in work.towers:
         turns = float(m * tower.repeats)
-        ahead = arithmetic.forward(work, tower)
-        found.append(Segment(f"{tower.name} forward", turns, ahead, exchanges.forward(tower), staged=staged))
-        back = [*arithmetic.recomputed(work, tower), *arithmetic.backward(work, tower)]
+        kept = kept_of_turn(work, tower)
+        # Put into the stack of all turns, from where the backward pass takes it.
+        ahead = [*arithmetic.forward(work, tower), Arithmetic(0.0, 2 * kept, "kept")]
+        sent = exchanges.forward(tower)
+        ahead.append(Arithmetic(0.0, exchanges.turned(tower, sent), "turned"))
+        found.append(Segment(f"{tower.name} forward", turns, ahead, sent, staged=staged))
+        back = [*arithmetic.recomputed(work, tower), *arithmetic.backward(work, tower), Arithmetic(0.0, kept, "kept")]
         sent = [*exchanges.recomputed(tower), *exchanges.backward(tower)]
+        back.append(Arithmetic(0.0, exchanges.turned(tower, sent), "turned"))
         found.append(Segment(f"{tower.name} backward", turns, back, sent, staged=staged))
     ends = arithmetic.ends(work)
-    if m > 1:
-        ends += arithmetic.accumulate(work, cut=work.cuts.rules.zero >= 2)
+    ends += arithmetic.gradients(work)
     found.append(Segment("embedding and logits", float(m), ends, exchanges.microbatch()))
     if staged:
         found.append(Segment("to the next stage", float(m * work.chunks), [], exchanges.tick(), staged=True))
