@@ -54,7 +54,6 @@ ROWS = (
     row("palm/8b", "h100:8x8", "mesh.tensor=1", "train.microbatches=8", "model.remat=none", "mesh.zero=2"),
     row("megatron/3d_1_7b", "a100:4x8", "mesh.tensor=1", FOUR),
     row("megatron/3d_7_5b", "a100:16x8", "mesh.tensor=4", FOUR, "mesh.zero=1"),
-    row("switch/base", "v3:4x4", BLOCK),
     row("glam/8b_64e", "v5e-256", "mesh.expert=64", "mesh.tensor=4", BLOCK, "model.moe.dispatch=all_to_all", FOUR),
     row("glam/8b_64e", "h100:32x8", "mesh.expert=64", "mesh.tensor=1", BLOCK, "model.moe.dispatch=all_to_all", FOUR),
 )

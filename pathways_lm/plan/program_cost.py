@@ -2,7 +2,9 @@
 
 import math
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -86,7 +88,7 @@ def _walk(
 ) -> None:
     segment = Segment(computation.name, times, [], [], known)
     found.append(segment)
-    pending = [computation]
+    pending, fused = [computation], defaultdict[str, list[Exchange]](list)
     while pending:
         current = pending.pop()
         for instruction in current:
@@ -105,10 +107,14 @@ def _walk(
             elif _exchange_kind(instruction) is not None:
                 segment.exchanges.append(_exchange(current, instruction, mesh_shape))
             elif opcode == "fusion" and _carried(program, instruction):
-                segment.exchanges.extend(_within_fusion(program, instruction, mesh_shape))
+                for channel, exchange in _within_fusion(program, instruction, mesh_shape):
+                    fused[channel].append(exchange)
                 segment.arithmetic.append(_arithmetic(program, current, instruction))
             elif not opcode.endswith("-done"):
                 segment.arithmetic.append(_arithmetic(program, current, instruction))
+    # TPU's compiler spreads one exchange over several fusions, beside whose products it runs.
+    for parts in fused.values():
+        segment.exchanges.append(replace(parts[0], hidden=len(parts) > 1 or parts[0].hidden))
 
 
 def _target(instruction: Instruction) -> str | None:
@@ -142,17 +148,17 @@ def _carried(program: Program, fusion: Instruction) -> bool:
     return any(_exchange_kind(each) for each in program.computations[fusion.called["calls"]])
 
 
-def _within_fusion(program: Program, fusion: Instruction, mesh_shape: dict[str, int]) -> list[Exchange]:
-    """TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice of it."""
+def _within_fusion(program: Program, fusion: Instruction, mesh_shape: dict[str, int]) -> Iterator[tuple[str, Exchange]]:
+    """Exchanges by their channels. TPU's compiler writes a reduce-scatter as an all-reduce and a slice of it."""
     inner = program.computations[fusion.called["calls"]]
     scattered = "all-reduce-scatter" in inner.name
-    exchanges = []
     for instruction in inner:
         kind = _exchange_kind(instruction)
         if kind:
             kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
-            exchanges.append(_exchange(inner, instruction, mesh_shape, kind, "async" in inner.name))
-    return exchanges
+            channel = instruction.attribute(r"channel_id=(\d+)")
+            name = channel[1] if channel else f"{inner.name} {instruction.name}"
+            yield name, _exchange(inner, instruction, mesh_shape, kind, "async" in inner.name)
 
 
 def _exchange(

@@ -123,6 +123,36 @@ def test_groups_of_a_mesh_in_another_order_and_of_a_part_of_an_axis():
     assert _group(Written("replica_groups={}"), 4) == (0, 1, 2, 3)
 
 
+SPREAD = """HloModule spread
+
+%async_start (a: f32[8]) -> f32[16] {
+  %a = f32[8]{0} parameter(0)
+  ROOT %gather.1 = f32[16]{0} all-gather(%a), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+}
+
+%beside (b: f32[8], m: f32[4,4]) -> f32[4,4] {
+  %b = f32[8]{0} parameter(0)
+  %m = f32[4,4]{1,0} parameter(1)
+  %gather.2 = f32[16]{0} all-gather(%b), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+  ROOT %product = f32[4,4]{1,0} dot(%m, %m), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[8], y: f32[4,4]) -> f32[4,4] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %start = f32[16]{0} fusion(%x), kind=kCustom, calls=%async_start
+  ROOT %out = f32[4,4]{1,0} fusion(%x, %y), kind=kOutput, calls=%beside
+}
+"""
+
+
+def test_an_exchange_spread_over_fusions_is_one():
+    """TPU's compiler runs parts of an exchange beside a product. It is counted once, as hidden; the product, too."""
+    (segment,) = segments(parse(SPREAD), {"data": 2})
+    assert [(each.kind, each.operand_bytes, each.hidden) for each in segment.exchanges] == [("all-gather", 32, True)]
+    assert sum(each.flops for each in segment.arithmetic) == 2 * 4**3
+
+
 def test_exchanges_in_which_nobody_sends():
     product = "dot(%matrix, %matrix), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
     text = LOOP.format(start=0, end=3, step=1)
