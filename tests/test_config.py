@@ -166,6 +166,7 @@ def test_whole_numbers_serve_as_numbers():
 def test_mesh_axes():
     assert "only one" in refusal(MeshConfig, data=-1, tensor=-1)
     assert MeshConfig(data=2, tensor=-1).tensor == -1
+    assert MeshConfig(zero=0).zero == 0
 
 
 def test_microbatches_must_divide():

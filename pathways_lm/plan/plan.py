@@ -16,6 +16,7 @@ from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
 from pathways_lm.plan.compilers import compiler_name, compiler_options, described_devices
 from pathways_lm.plan.hlo import parse
+from pathways_lm.plan.layout import layout_of
 from pathways_lm.plan.machine import GIB, Machine
 from pathways_lm.plan.memory import Memory
 from pathways_lm.plan.network import Network, places
@@ -48,6 +49,8 @@ class Plan:
     watts: float | None
     num_steps: int
     """Of the whole run."""
+    bubble: float = 0.0
+    """Idle time of a pipeline's stages as a share of their work."""
     price: float | None = None
     """Of a device and hour, in whatever currency it was given."""
 
@@ -150,6 +153,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
         peak_flops=machine.chip.flops,
         watts=machine.chip.watts,
         num_steps=experiment.train.num_steps,
+        bubble=layout_of(experiment, tuple(mesh.shape.values())).bubble,
         price=price,
     )
 

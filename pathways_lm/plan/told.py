@@ -35,6 +35,8 @@ def notes(plan: Plan) -> list[str]:
     told = []
     if not plan.compiled:
         told.append("these figures are from formulas, not from a compiler: see docs/plans.md for how far off they were")
+    if plan.bubble:
+        told.append(f"stages idle for {plan.bubble:.1%} of their work, (p - 1) / (v m)")
     if plan.roofline.unknown_loops:
         told.append(f"{plan.roofline.unknown_loops} loops whose number of turns is not known are counted as one turn")
     return told

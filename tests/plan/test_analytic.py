@@ -183,3 +183,31 @@ def test_without_a_compiler(tmp_path, monkeypatch, capsys):
 
 def experiment_of(config):
     return configure.load(config, ["model.remat=block"])
+
+
+def test_stages(monkeypatch):
+    """A pipeline of 4 stages: a quarter of the layers each, idle for (p - 1) / m of their work, and b s h to the next
+    stage and back for each microbatch."""
+    config = experiment("palm/8b", "mesh.stage=4", "train.microbatches=8", "model.remat=block")
+    where = parse_machine("v5p:4x4x4")
+    plan = analytic_plan(config, where)
+    assert plan.bubble == 3 / 8
+    found = segments(fitting_work(config, where), started=False)
+    staged = [each for each in found if each.staged]
+    assert {each.times for each in staged if each.arithmetic} == {8 * LAYERS / 4}
+    (handed,) = [each for each in found if each.name == "to the next stage"]
+    activations = 2 * BATCH / 8 / 16 * LENGTH * EMBED
+    assert [each.operand_bytes for each in handed.exchanges] == [activations] * 2
+    assert handed.times == 8
+    rest = plan.roofline.step_seconds - plan.roofline.bubble_seconds
+    assert 0.25 * rest < plan.roofline.bubble_seconds < 3 / 8 * rest
+    one = analytic_plan(experiment("palm/8b", "train.microbatches=8", "model.remat=block"), where)
+    assert plan.memory.parameters == pytest.approx(one.memory.parameters, rel=0.01)
+
+
+def test_sequences_that_go_round():
+    """Ring attention on 4 devices: keys and values of the 3 others, and with their gradients twice as much back."""
+    changes = ["mesh.context=4", "model.remat=none", "data.batch_size=64"]
+    moved = sent("palm/8b", "v5p:4x4x4", *changes, kinds=("collective-permute",))
+    rows = 64 / 16 * LENGTH / 4
+    assert moved == 3 * (1 + 2) * LAYERS * 2 * 2 * rows * HEAD

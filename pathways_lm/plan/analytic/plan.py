@@ -45,6 +45,7 @@ def analytic_plan(experiment: Experiment, machine: Machine, price: float | None 
         peak_flops=machine.chip.flops,
         watts=machine.chip.watts,
         num_steps=experiment.train.num_steps,
+        bubble=layout_of(experiment, tuple(work.cuts.mesh.values())).bubble,
         price=price,
     )
 
