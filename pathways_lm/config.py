@@ -5,97 +5,55 @@ Every field is checked for its type and range here, and for its relation to othe
 """
 
 import dataclasses
-import math
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from pathways_lm.checked import Checked, bounded
 from pathways_lm.errors import ConfigError, nearest
 
 
-def _bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """A dataclass field with bounds: `above`, `at_least`, `below`, `at_most`, `one_of`."""
-    if default is dataclasses.MISSING:
-        return field(metadata=bounds)
-    return field(default=default, metadata=bounds)
-
-
-class _Checked:
-    """Checks every field of a dataclass against its type and its bounds."""
-
-    section: typing.ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        types = typing.get_type_hints(type(self))
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            name = f"{self.section}.{item.name}" if self.section else item.name
-            _check(name, getattr(self, item.name), types[item.name], item.metadata)
-
-
-def _check(name: str, value: Any, kind: type, bounds: typing.Mapping[str, Any]) -> None:
-    accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{name} must be {_kind_name(kind)}, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, not {value!r}")
-    if "above" in bounds and not value > bounds["above"]:
-        raise ConfigError(f"{name} must be above {bounds['above']}, not {value!r}")
-    if "at_least" in bounds and not value >= bounds["at_least"]:
-        raise ConfigError(f"{name} must be at least {bounds['at_least']}, not {value!r}")
-    if "below" in bounds and not value < bounds["below"]:
-        raise ConfigError(f"{name} must be below {bounds['below']}, not {value!r}")
-    if "at_most" in bounds and not value <= bounds["at_most"]:
-        raise ConfigError(f"{name} must be at most {bounds['at_most']}, not {value!r}")
-    if "one_of" in bounds and value not in bounds["one_of"]:
-        raise ConfigError(f"{name} has no choice {value!r}{nearest(str(value), bounds['one_of'])}")
-
-
-def _kind_name(kind: type) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
-    return names.get(kind, f"a {kind.__name__}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class MoEConfig(_Checked):
+class MoEConfig(Checked):
     """A mixture of experts in place of the MLP of some layers (Switch, GShard, GLaM, ST-MoE)."""
 
     section: typing.ClassVar[str] = "model.moe"
 
-    num_experts: int = _bounded(0, at_least=0)
+    num_experts: int = bounded(0, at_least=0)
     """Experts of an MoE layer; 0 is a dense model."""
-    router: str = _bounded("top_k", one_of=("top_k", "expert_choice"))
+    router: str = bounded("top_k", one_of=("top_k", "expert_choice"))
     """`top_k`: tokens choose experts. `expert_choice`: experts choose tokens, which looks ahead in a causal model."""
-    top_k: int = _bounded(1, at_least=1)
-    every: int = _bounded(2, at_least=1)
+    top_k: int = bounded(1, at_least=1)
+    every: int = bounded(2, at_least=1)
     """One layer in so many is an MoE layer."""
-    offset: int = _bounded(-1, at_least=-1)
+    offset: int = bounded(-1, at_least=-1)
     """Which one of each `every`, from 0; -1 is the last."""
-    mlp_dim: int = _bounded(0, at_least=0)
+    mlp_dim: int = bounded(0, at_least=0)
     """Hidden units of an expert; 0 takes the model's."""
-    activation: str = _bounded("", one_of=("", "relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
+    activation: str = bounded("", one_of=("", "relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
     """Of the experts; empty takes the model's."""
-    capacity_factor: float = _bounded(1.25, above=0)
+    capacity_factor: float = bounded(1.25, above=0)
     """An expert takes at most this times tokens / experts of each group in training, the rest are dropped."""
-    eval_capacity_factor: float = _bounded(2.0, above=0)
-    min_capacity: int = _bounded(4, at_least=1)
-    group_tokens: int = _bounded(0, at_least=0)
+    eval_capacity_factor: float = bounded(2.0, above=0)
+    min_capacity: int = bounded(4, at_least=1)
+    group_tokens: int = bounded(0, at_least=0)
     """Tokens that compete for places, at most, whatever the number of devices; 0 takes each sequence as a group."""
     renormalise: bool = True
     """Divide the gates of a token's experts by their sum. Switch does not."""
-    second_expert: str = _bounded("all", one_of=("all", "random", "threshold"))
+    second_expert: str = bounded("all", one_of=("all", "random", "threshold"))
     """In training, keep a token's second expert always, with probability 2 g2 (GShard), or g2 / threshold (ST-MoE)."""
-    second_threshold: float = _bounded(0.2, above=0)
-    jitter: float = _bounded(0.0, at_least=0, at_most=0.5)
+    second_threshold: float = bounded(0.2, above=0)
+    jitter: float = bounded(0.0, at_least=0, at_most=0.5)
     """The router's inputs are multiplied by U(1 - jitter, 1 + jitter) in training."""
-    balance: str = _bounded("switch", one_of=("switch", "gshard"))
+    balance: str = bounded("switch", one_of=("switch", "gshard"))
     """Switch's form of the balance loss is 1 where experts are used evenly; GShard's is that over experts^2."""
-    balance_loss: float = _bounded(0.01, at_least=0)
-    router_z_loss: float = _bounded(0.0, at_least=0)
-    dropout: float = _bounded(0.0, at_least=0, below=1)
+    balance_loss: float = bounded(0.01, at_least=0)
+    router_z_loss: float = bounded(0.0, at_least=0)
+    dropout: float = bounded(0.0, at_least=0, below=1)
     """Of the hidden units of experts."""
     extra_dense: bool = False
     """A dense MLP layer after each MoE layer (ST-MoE)."""
-    dispatch: str = _bounded("einsum", one_of=("einsum", "all_to_all", "dropless"))
+    dispatch: str = bounded("einsum", one_of=("einsum", "all_to_all", "dropless"))
     """How tokens reach experts: products with one-hot masks, an exchange by index, or sorted without a capacity."""
 
     def __post_init__(self) -> None:
@@ -111,64 +69,64 @@ class MoEConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """A transformer of one or two towers of alike blocks. The defaults are PaLM's (arXiv:2204.02311, section 2)."""
 
     section: typing.ClassVar[str] = "model"
 
-    shape: str = _bounded("decoder", one_of=("decoder", "encoder_decoder", "encoder"))
-    num_layers: int = _bounded(at_least=1)
+    shape: str = bounded("decoder", one_of=("decoder", "encoder_decoder", "encoder"))
+    num_layers: int = bounded(at_least=1)
     """Of the decoder, or of the only tower."""
-    num_encoder_layers: int = _bounded(0, at_least=0)
+    num_encoder_layers: int = bounded(0, at_least=0)
     """Of the encoder beside a decoder; 0 is as many as the decoder's."""
-    embed_dim: int = _bounded(at_least=1)
-    num_heads: int = _bounded(at_least=1)
-    num_kv_heads: int = _bounded(1, at_least=1)
+    embed_dim: int = bounded(at_least=1)
+    num_heads: int = bounded(at_least=1)
+    num_kv_heads: int = bounded(1, at_least=1)
     """Heads of keys and values: 1 is multi-query, `num_heads` multi-head, between them grouped-query attention."""
-    head_dim: int = _bounded(at_least=2)
-    mlp_dim: int = _bounded(at_least=1)
-    vocab_size: int = _bounded(at_least=260)
+    head_dim: int = bounded(at_least=2)
+    mlp_dim: int = bounded(at_least=1)
+    vocab_size: int = bounded(at_least=260)
     """Rows of the embedding table: three special tokens, 256 bytes and the learned pieces."""
-    block: str = _bounded("parallel", one_of=("parallel", "pre_norm", "post_norm"))
+    block: str = bounded("parallel", one_of=("parallel", "pre_norm", "post_norm"))
     """MLP beside attention (PaLM), or one after the other with norms before (GPT-2, T5) or after (BERT)."""
-    norm: str = _bounded("layer", one_of=("layer", "rms"))
+    norm: str = bounded("layer", one_of=("layer", "rms"))
     norm_scale: bool = True
     norm_bias: bool = False
-    norm_epsilon: float = _bounded(1e-6, above=0)
-    activation: str = _bounded("swiglu", one_of=("relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
+    norm_epsilon: float = bounded(1e-6, above=0)
+    activation: str = bounded("swiglu", one_of=("relu", "gelu", "gelu_tanh", "swiglu", "geglu"))
     """`gelu` is exact, `gelu_tanh` its approximation, which `geglu` uses too. swiglu and geglu have a third kernel."""
     bias: bool = False
     """Biases of the kernels of attention and MLP."""
-    positions: str = _bounded("rotary", one_of=("rotary", "learned", "relative", "relative_per_layer", "none"))
+    positions: str = bounded("rotary", one_of=("rotary", "learned", "relative", "relative_per_layer", "none"))
     """`relative` is T5's bucketed bias, one table a tower or one a layer."""
-    rope_base: float = _bounded(10_000.0, above=0)
-    max_length: int = _bounded(0, at_least=0)
+    rope_base: float = bounded(10_000.0, above=0)
+    max_length: int = bounded(0, at_least=0)
     """Rows of the table of learned positions."""
-    relative_buckets: int = _bounded(32, at_least=2)
-    relative_max_distance: int = _bounded(128, at_least=2)
+    relative_buckets: int = bounded(32, at_least=2)
+    relative_max_distance: int = bounded(128, at_least=2)
     scaled_attention: bool = True
     """Scores are divided by sqrt(head_dim). T5 folds that into the queries' initial spread."""
     tied_head: bool = True
     """The logits' kernel is the embedding table."""
     scaled_logits: bool = True
     """What enters the logits' product is divided by sqrt(embed_dim)."""
-    token_types: int = _bounded(0, at_least=0)
+    token_types: int = bounded(0, at_least=0)
     """Rows of the table of token types (BERT's two sentences); 0 has none."""
     pooler: bool = False
     """An encoder's first position also tells whether two sentences stand in order (BERT)."""
-    init: str = _bounded("fan_in", one_of=("fan_in", "truncated_fan_in", "t5", "megatron"))
+    init: str = bounded("fan_in", one_of=("fan_in", "truncated_fan_in", "t5", "megatron"))
     """Kernels from N(0, init_scale / inputs), the same truncated at two deviations (Switch), the same with T5's smaller
     queries, or N(0, init_std^2) with kernels that end a residual branch smaller by sqrt(2 layers)."""
-    init_scale: float = _bounded(1.0, above=0)
-    init_std: float = _bounded(0.02, above=0)
-    dropout: float = _bounded(0.0, at_least=0, below=1)
+    init_scale: float = bounded(1.0, above=0)
+    init_std: float = bounded(0.02, above=0)
+    dropout: float = bounded(0.0, at_least=0, below=1)
     """Of the embeddings, the attention's weights and what each layer adds."""
-    hidden_dropout: float = _bounded(0.0, at_least=0, below=1)
+    hidden_dropout: float = bounded(0.0, at_least=0, below=1)
     """Of the hidden units of dense MLPs."""
     moe: MoEConfig = MoEConfig()
-    remat: str = _bounded("none", one_of=("none", "attention", "block"))
+    remat: str = bounded("none", one_of=("none", "attention", "block"))
     """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks."""
-    unroll: int = _bounded(1, at_least=1)
+    unroll: int = bounded(1, at_least=1)
     """Layers per iteration of the scan. Above 1, compile time grows and CPUs run faster."""
 
     def __post_init__(self) -> None:
@@ -207,38 +165,38 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig(_Checked):
+class MeshConfig(Checked):
     """How many devices along each axis, of which one may be -1 for all that the others leave; and what lies on them."""
 
     section: typing.ClassVar[str] = "mesh"
 
-    pod: int = _bounded(1, at_least=-1)
+    pod: int = bounded(1, at_least=-1)
     """Slices that only a data centre's network joins, each with a copy of the parameters."""
-    stage: int = _bounded(1, at_least=-1)
+    stage: int = bounded(1, at_least=-1)
     """Stages of a pipeline, each with its own layers."""
-    chunks: int = _bounded(1, at_least=1)
+    chunks: int = bounded(1, at_least=1)
     """Runs of layers that each stage has. With several, a microbatch goes round the stages as often, and the time that
     stages wait at the ends of a step is as many times shorter (interleaved stages; needs microbatches in multiples of
     the stages)."""
-    data: int = _bounded(-1, at_least=-1)
-    expert: int = _bounded(1, at_least=-1)
+    data: int = bounded(-1, at_least=-1)
+    expert: int = bounded(1, at_least=-1)
     """Along which experts lie apart; it also cuts the batch."""
-    context: int = _bounded(1, at_least=-1)
+    context: int = bounded(1, at_least=-1)
     """Along which sequences are cut."""
-    tensor: int = _bounded(1, at_least=-1)
-    context_attention: str = _bounded("gather", one_of=("gather", "ring"))
+    tensor: int = bounded(1, at_least=-1)
+    context_attention: str = bounded("gather", one_of=("gather", "ring"))
     """What devices that share a sequence do: `gather` each other's keys and values, or send them round in a `ring`, in
     memory that grows with the length and not with its square."""
     rules: str = "palm_2d"
     """The layout: `palm_2d`, `fsdp`, `tensor_parallel` or `sequence_parallel` (see `pathways_lm.sharding`)."""
-    zero: int = _bounded(3, at_least=0, at_most=3)
+    zero: int = bounded(3, at_least=0, at_most=3)
     """What lies cut over the devices that share a batch (ZeRO): 0 nothing; 1 the optimizer's state and the fp32
     parameters, gathered once a step; 2 gradients, too, while they are summed; 3 parameters also while they are used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        axes = ("pod", "stage", "data", "expert", "context", "tensor")
-        sizes = {f"mesh.{axis}": getattr(self, axis) for axis in axes}
+        numbers = {item.name for item in dataclasses.fields(self) if item.type is int} - {"zero", "chunks"}
+        sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(self).items() if axis in numbers}
         for name, size in sizes.items():
             if size == 0:
                 raise ConfigError(f"{name} must be above 0, or -1 to fill up; not 0")
@@ -248,7 +206,7 @@ class MeshConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """What is read, and how it becomes batches."""
 
     section: typing.ClassVar[str] = "data"
@@ -261,80 +219,80 @@ class DataConfig(_Checked):
     """The key of a JSON line that holds the document."""
     vocabulary: str = ""
     """A SentencePiece model file; empty trains one on the corpus."""
-    objective: str = _bounded("causal", one_of=("causal", "prefix", "span_corruption", "masked"))
+    objective: str = bounded("causal", one_of=("causal", "prefix", "span_corruption", "masked"))
     """What is predicted: the next token, the next after a prefix seen both ways, T5's dropped spans, BERT's masks."""
-    extra_ids: int = _bounded(0, at_least=0)
+    extra_ids: int = bounded(0, at_least=0)
     """Ids behind the vocabulary's pieces that no text has: T5's sentinels (100), BERT's mask (1)."""
-    sequence_length: int = _bounded(2048, at_least=2)
-    batch_size: int = _bounded(512, at_least=1)
+    sequence_length: int = bounded(2048, at_least=2)
+    batch_size: int = bounded(512, at_least=1)
     """Sequences in a batch, over all devices."""
-    validation_fraction: float = _bounded(0.02, above=0, at_most=0.5)
+    validation_fraction: float = bounded(0.02, above=0, at_most=0.5)
     """The share of files kept for validation, chosen by a hash of their names."""
-    seed: int = _bounded(0, at_least=0)
+    seed: int = bounded(0, at_least=0)
     cache_dir: str = "~/.cache/pathways_lm"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(_Checked):
+class OptimizerConfig(Checked):
     """PaLM's Adafactor (section 5.1) or AdamW."""
 
     section: typing.ClassVar[str] = "optimizer"
 
-    name: str = _bounded("adafactor", one_of=("adafactor", "adamw"))
-    schedule: str = _bounded("rsqrt", one_of=("rsqrt", "cosine"))
+    name: str = bounded("adafactor", one_of=("adafactor", "adamw"))
+    schedule: str = bounded("rsqrt", one_of=("rsqrt", "cosine"))
     """`rsqrt` holds the rate for `hold_steps`, then falls as 1/sqrt(step); `cosine` warms up and falls to a tenth."""
-    learning_rate: float = _bounded(1e-2, above=0)
-    hold_steps: int = _bounded(10_000, at_least=1)
+    learning_rate: float = bounded(1e-2, above=0)
+    hold_steps: int = bounded(10_000, at_least=1)
     """`rsqrt`: steps at the full rate. `cosine`: steps of warm-up."""
-    beta1: float = _bounded(0.9, at_least=0, at_most=0.9999)
-    beta2: float = _bounded(0.95, at_least=0, at_most=0.9999)
+    beta1: float = bounded(0.9, at_least=0, at_most=0.9999)
+    beta2: float = bounded(0.95, at_least=0, at_most=0.9999)
     """AdamW only; Adafactor's is 1 - step^-0.8."""
-    weight_decay: float = _bounded(1.0, at_least=0)
+    weight_decay: float = bounded(1.0, at_least=0)
     """Adafactor: parameters shrink by this times rate squared each step (PaLM: 1). AdamW: by this times rate."""
-    clip_norm: float = _bounded(1.0, above=0)
+    clip_norm: float = bounded(1.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """How long, how precisely, and how often something is written."""
 
     section: typing.ClassVar[str] = "train"
 
-    num_steps: int = _bounded(at_least=1)
-    seed: int = _bounded(0, at_least=0, at_most=2**32 - 1)
-    microbatches: int = _bounded(1, at_least=1)
+    num_steps: int = bounded(at_least=1)
+    seed: int = bounded(0, at_least=0, at_most=2**32 - 1)
+    microbatches: int = bounded(1, at_least=1)
     """Parts a batch is cut into, whose gradients are summed before the update."""
-    pipeline: str = _bounded("1f1b", one_of=("gpipe", "1f1b"))
+    pipeline: str = bounded("1f1b", one_of=("gpipe", "1f1b"))
     """When stages go back: after all microbatches went forward, or, so that few are on their way, as soon as the first
     has arrived. With mesh.stage above 1."""
-    precision: str = _bounded("fp32", one_of=("fp32", "bf16"))
+    precision: str = bounded("fp32", one_of=("fp32", "bf16"))
     """The type of the arithmetic; parameters and optimizer stay fp32."""
-    z_loss: float = _bounded(1e-4, at_least=0)
-    log_every: int = _bounded(10, at_least=1)
-    eval_every: int = _bounded(500, at_least=1)
-    checkpoint_every: int = _bounded(500, at_least=1)
-    checkpoints_kept: int = _bounded(3, at_least=2)
+    z_loss: float = bounded(1e-4, at_least=0)
+    log_every: int = bounded(10, at_least=1)
+    eval_every: int = bounded(500, at_least=1)
+    checkpoint_every: int = bounded(500, at_least=1)
+    checkpoints_kept: int = bounded(3, at_least=2)
     """Two at least: should the newest be damaged, the one before is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(_Checked):
+class SampleConfig(Checked):
     """The text written at each validation, to be read in the report."""
 
     section: typing.ClassVar[str] = "sample"
 
     prompt: str = "def "
-    num_tokens: int = _bounded(64, at_least=1)
-    temperature: float = _bounded(0.7, at_least=0)
+    num_tokens: int = bounded(64, at_least=1)
+    temperature: float = bounded(0.7, at_least=0)
     """0 is greedy."""
-    top_k: int = _bounded(0, at_least=0)
+    top_k: int = bounded(0, at_least=0)
     """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = _bounded(0.95, above=0, at_most=1)
+    top_p: float = bounded(0.95, above=0, at_most=1)
     """Keep the likeliest tokens whose probabilities add up to this."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(_Checked):
+class Experiment(Checked):
     """Everything that decides a run."""
 
     name: str
@@ -424,7 +382,7 @@ def build(kind: type, values: dict[str, Any]) -> Any:
             raise ConfigError(f"{prefix}{name} is not set, and it has no default")
     types = typing.get_type_hints(kind)
     built = {
-        name: build(types[name], value) if isinstance(value, dict) and issubclass(types[name], _Checked) else value
+        name: build(types[name], value) if isinstance(value, dict) and issubclass(types[name], Checked) else value
         for name, value in values.items()
     }
     return kind(**built)

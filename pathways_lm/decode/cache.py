@@ -51,7 +51,7 @@ def shardings(config: ModelConfig, rules: Rules) -> Any:
 
 
 def _placed(config: ModelConfig, rules: Rules) -> NamedSharding:
-    return rules("layers", "batch", None, kv_heads(config, rules), None)
+    return rules(None, "batch", None, kv_heads(config, rules), None)
 
 
 def write(cache: Cache, fresh: KeyValue, positions_BL: Array) -> Cache:
