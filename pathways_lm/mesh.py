@@ -28,7 +28,8 @@ AXES = (POD, STAGE, DATA, EXPERT, CONTEXT, TENSOR)
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
-    sizes: dict[str, int] = {axis: getattr(config, axis) for axis in AXES}
+    sizes = {POD: config.pod, STAGE: config.stage, DATA: config.data}
+    sizes |= {EXPERT: config.expert, CONTEXT: config.context, TENSOR: config.tensor}
     given = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
     if given > num_devices:

@@ -98,6 +98,7 @@ ZERO_IS_FINE = {
     ("model", "token_types"),
     ("model", "dropout"),
     ("model", "hidden_dropout"),
+    ("mesh", "zero"),
     ("model.moe", "num_experts"),
     ("model.moe", "mlp_dim"),
     ("model.moe", "offset"),
