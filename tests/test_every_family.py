@@ -29,10 +29,11 @@ LIMIT = 1e-5
 
 # Eight rows of packed documents; the last ones end in padding.
 RANDOM = np.random.default_rng(0)
-TOKENS, SOURCE = (RANDOM.integers(1, 264, (8, 10), dtype=np.int32) for _ in range(2))
-SEGMENTS = np.sort(RANDOM.integers(1, 4, (8, 10), dtype=np.int32), axis=1)
+TOKENS, SOURCE = (RANDOM.integers(1, 264, (8, 12), dtype=np.int32) for _ in range(2))
+SEGMENTS = np.sort(RANDOM.integers(1, 4, (8, 12), dtype=np.int32), axis=1)
 SEGMENTS[4:, 7:] = 0
 TOKENS[4:, 7:] = 0
+PREFIX = RANDOM.random((8, 12)) < 0.2
 
 
 def shrunk(path, **changes):
@@ -45,15 +46,15 @@ def shrunk(path, **changes):
     return replace(model, **{**small, "moe": moe, **changes})
 
 
-def build(config, preset="palm_2d", mesh=(1, 1, 1)):
+def build(config, preset="palm_2d", mesh=(1, 1, 1), context=1, ring=False):
     """A mesh is data x expert x tensor, or pod x data x expert x tensor."""
     pod, data, expert, tensor = (1, *mesh)[-4:]
-    on = make_mesh(MeshConfig(pod=pod, data=data, expert=expert, tensor=tensor))
-    return Model(config, make_rules(preset, on))
+    on = make_mesh(MeshConfig(pod=pod, data=data, expert=expert, context=context, tensor=tensor))
+    return Model(config, make_rules(preset, on, ring=ring))
 
 
 def batch(model):
-    rows = Batch(TOKENS, TOKENS, SEGMENTS)
+    rows = Batch(TOKENS, TOKENS, SEGMENTS, prefix=PREFIX if model.config.shape == "decoder" else None)
     if model.config.shape == "encoder_decoder":
         rows = rows._replace(encoder_tokens=SOURCE, encoder_segments=SEGMENTS)
     return jax.device_put(rows, model.rules("batch", None))
@@ -79,7 +80,7 @@ def assert_close(actual, expected):
     assert not wrong
 
 
-MESHES = [("palm_2d", (2, 2, 2)), ("fsdp", (2, 1, 2, 2))]
+MESHES = [("palm_2d", (1, 2, 2), 2), ("fsdp", (2, 1, 2, 2), 1)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -87,9 +88,21 @@ def test_family(draw, path):
     one = build(shrunk(path))
     expected = run(one, draw(one))
     assert np.isfinite(expected[1].nll)
-    for preset, mesh in MESHES:
-        model = build(shrunk(path), preset, mesh)
+    for preset, mesh, context in MESHES:
+        model = build(shrunk(path), preset, mesh, context)
         assert_close(run(model, draw(model)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "mesh"),
+    [("palm/tiny", "palm_2d", (2, 1, 2)), ("t5/tiny", "sequence_parallel", (1, 1, 4))],
+)
+def test_keys_that_go_round(draw, name, preset, mesh):
+    """Prefixes and packed documents, relative positions, and a decoder that looks at an encoder."""
+    config = shrunk(Path(f"configs/{name}.py"), dropout=0.0, hidden_dropout=0.0)
+    expected = run(one := build(config), draw(one), key=None)
+    model = build(config, preset, mesh, context=2, ring=True)
+    assert_close(run(model, draw(model), key=None), expected)
 
 
 @pytest.mark.parametrize("remat", ["attention", "block"])

@@ -35,9 +35,9 @@ KERNELS = {
 KERNELS["router"] = KERNELS["router"] * 3
 
 
-def build(tiny, mesh=(1, 1, 1), preset="palm_2d", activation="relu", **moe):
+def build(tiny, mesh=(1, 1, 1), preset="palm_2d", activation="relu", context=1, **moe):
     data, expert, tensor = mesh
-    rules = make_rules(preset, make_mesh(MeshConfig(data=data, expert=expert, tensor=tensor)))
+    rules = make_rules(preset, make_mesh(MeshConfig(data=data, expert=expert, context=context, tensor=tensor)))
     shape = "encoder" if moe.get("router") == "expert_choice" else "decoder"
     config = tiny(
         num_layers=2, shape=shape, embed_dim=D, mlp_dim=F, activation=activation, moe=MoEConfig(num_experts=E, **moe)
@@ -54,16 +54,19 @@ def run(layer, x=X, key=None):
         path[0]: jax.device_put(KERNELS[path[0]], on_mesh(variable.get_value(), rules.mesh).sharding)
         for path, variable in nnx.to_flat_state(state)
     }
-    x = jax.device_put(x, rules("batch", "length", None))
-    weigh = np.cos(np.arange(X.size)).reshape(X.shape).astype(np.float32)
+    # Devices that share a sequence have its first and last quarter, or those between.
+    order = np.arange(L) if rules.parts("length") == 1 else np.array([0, 1, 2, 9, 10, 11, 3, 4, 5, 6, 7, 8])
+    x = jax.device_put(x[:, order], rules("batch", "length", None))
+    weigh = np.cos(np.arange(X.size)).reshape(X.shape).astype(np.float32)[:, order]
 
     def scored(kernels, x):
         bound = nnx.merge(graphdef, nnx.State({name: nnx.Param(value) for name, value in kernels.items()}))
         y, sums, gates = bound(x, jnp.asarray(VALID), key)
         return jnp.sum(y * weigh), (y, sums, gates)
 
-    gradients, told = jax.jit(jax.grad(scored, argnums=(0, 1), has_aux=True))(kernels, x)
-    return jax.device_get((told, gradients))
+    (dkernels, dx), (y, *told) = jax.device_get(jax.jit(jax.grad(scored, argnums=(0, 1), has_aux=True))(kernels, x))
+    back = np.argsort(order)
+    return (y[:, back], *told), (dkernels, dx[:, back])
 
 
 def assert_close(actual, expected, limit=1e-5):
@@ -168,12 +171,21 @@ def test_drops_are_the_same_on_meshes(tiny, crowded, dispatch, preset, mesh):
     assert_close(run(build(tiny, mesh, preset, dispatch=dispatch, **CROWDED), key=jax.random.key(3)), crowded)
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)], ids=str)
-def test_dropless_dropout(tiny, mesh):
+@pytest.mark.parametrize("dispatch", ["einsum", "all_to_all"])
+def test_sequences_over_devices(tiny, dispatch):
+    """Groups of half a row, of which each device has a half; one place for each expert, which two devices share."""
+    moe = {**CROWDED, "group_tokens": 6, "capacity_factor": 1.0}
+    key = jax.random.key(3)
+    expected = run(build(tiny, **moe), key=key)
+    assert_close(run(build(tiny, (1, 2, 2), context=2, dispatch=dispatch, **moe), key=key), expected)
+
+
+@pytest.mark.parametrize(("mesh", "context"), [((2, 2, 1), 1), ((1, 2, 2), 1), ((1, 2, 2), 2)], ids=str)
+def test_dropless_dropout(tiny, mesh, context):
     """Another shape of mask than with places, but the same on every mesh."""
     moe = {"top_k": 2, "dropout": 0.3, "dispatch": "dropless"}
     key = jax.random.key(3)
-    assert_close(run(build(tiny, mesh, **moe), key=key), run(build(tiny, **moe), key=key))
+    assert_close(run(build(tiny, mesh, context=context, **moe), key=key), run(build(tiny, **moe), key=key))
 
 
 def test_padding_takes_no_place(tiny):
