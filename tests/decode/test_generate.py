@@ -52,6 +52,7 @@ def params(model, draw):
 
 def test_cached_logits_equal_uncached_ones(model, params):
     """Prompts of uneven length, set flush right as in generation, then ten tokens one by one."""
+    model = model.with_whole_sequences()
     config, rules = model.config, model.rules
     rows = 8
     tokens = np.random.default_rng(0).integers(2, PIECES, (rows, 19), dtype=np.int32)
