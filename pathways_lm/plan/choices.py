@@ -70,9 +70,10 @@ def expert_sizes(model: ModelConfig, machine: Machine) -> list[int]:
 
 
 def stage_counts(model: ModelConfig, machine: Machine) -> list[int]:
-    """1 where there are no pipelines."""
-    turns = model.num_layers // (model.moe.every if model.moe.num_experts else 1)
-    return [count for count in _divisors(turns) if machine.num_devices % count == 0]
+    """Of as many layers each. None with experts, whose gradients stages would add over devices at every tick."""
+    if model.moe.num_experts:
+        return [1]
+    return [count for count in _divisors(model.num_layers) if machine.num_devices % count == 0]
 
 
 def context_sizes(experiment: Experiment, machine: Machine) -> list[int]:
@@ -94,13 +95,19 @@ def _shared(layout: Layout) -> tuple[int, ...]:
 
 
 def _schedules(experiment: Experiment, layout: Layout) -> Iterator[Layout]:
+    attentions = ("gather", "ring") if layout[CONTEXT] > 1 else (layout.attention,)
     if layout[STAGE] == 1:
-        yield layout
+        yield from (replace(layout, attention=attention, chunks=1) for attention in attentions)
+        return
+    # Stages compute themselves again, so that a turn's remat matters little, and blocks would be computed twice.
+    # Parameters gathered in each layer would be so at every tick, and gradients cut; the optimizer's state is cut for
+    # nothing. 1F1B needs no more memory than GPipe, and as much time.
+    if layout.remat != "none" or layout.zero != 1 or layout.microbatches < layout[STAGE]:
         return
     turns = experiment.model.num_layers // layout[STAGE]
-    for schedule, chunks in product(("1f1b", "gpipe"), (1, 2, 4)):
-        if turns % chunks == 0 and layout.microbatches >= layout[STAGE]:
-            yield replace(layout, schedule=schedule, chunks=chunks)
+    for chunks, attention in product((1, 2, 4), attentions):
+        if turns % chunks == 0 and (chunks == 1 or layout.microbatches % layout[STAGE] == 0):
+            yield replace(layout, schedule="1f1b", chunks=chunks, attention=attention)
 
 
 def _divisors(of: int) -> list[int]:

@@ -15,10 +15,12 @@ _PLACES = {
     "microbatches": ("train", "microbatches"),
     "schedule": ("train", "pipeline"),
     "chunks": ("mesh", "chunks"),
+    "attention": ("mesh", "context_attention"),
     "precision": ("train", "precision"),
     "remat": ("model", "remat"),
 }
-_OF_PIPELINES = ("schedule", "chunks")
+# Choices that make a difference along one axis only, and stay as they are where it has one device.
+_ALONG = {"schedule": STAGE, "chunks": STAGE, "attention": CONTEXT}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Layout:
     """Of a pipeline's stages: `gpipe` or `1f1b`."""
     chunks: int = 1
     """Runs of layers that each stage has, one after the other."""
+    attention: str = "gather"
+    """Of devices that share a sequence: `gather` or `ring`."""
 
     def __getitem__(self, axis: str) -> int:
         return self.sizes[AXES.index(axis)]
@@ -54,8 +58,9 @@ class Layout:
 
 def layout_of(experiment: Experiment, sizes: tuple[int, ...]) -> Layout:
     """The layout that a config asks for, with these sizes of its axes."""
-    values = {name: getattr(getattr(experiment, section), field, None) for name, (section, field) in _PLACES.items()}
-    told: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    told: dict[str, Any] = {
+        name: getattr(getattr(experiment, section), field) for name, (section, field) in _PLACES.items()
+    }
     dispatch = experiment.model.moe.dispatch if experiment.model.moe.num_experts else ""
     return Layout(sizes=sizes, dispatch=dispatch, **told)
 
@@ -64,12 +69,22 @@ def overrides(experiment: Experiment, layout: Layout) -> list[str]:
     """What `--set` must change in the config for this layout."""
     wanted: dict[str, Any] = dict(zip((f"mesh.{axis}" for axis in AXES), layout.sizes, strict=True))
     for name, (section, field) in _PLACES.items():
-        if name not in _OF_PIPELINES or layout[STAGE] > 1:
-            wanted[f"{section}.{field}"] = getattr(layout, name)
+        wanted[f"{section}.{field}"] = _chosen(layout, name)
     if layout.dispatch:
         wanted["model.moe.dispatch"] = layout.dispatch
     # An axis of -1 fills up by itself.
-    return [f"{name}={value}" for name, value in wanted.items() if _value(experiment, name) not in (value, -1)]
+    return [
+        f"{name}={value}"
+        for name, value in wanted.items()
+        if value is not None and _value(experiment, name) not in (value, -1)
+    ]
+
+
+def _chosen(layout: Layout, name: str) -> Any:
+    """The choice, or None where it makes no difference. Chunks are for stages only: without them there is one."""
+    if name in _ALONG and layout[_ALONG[name]] == 1:
+        return 1 if name == "chunks" else None
+    return getattr(layout, name)
 
 
 def _value(experiment: Experiment, name: str) -> Any:
@@ -83,8 +98,8 @@ def laid_out(experiment: Experiment, layout: Layout) -> Experiment:
     """The experiment in this layout. Raises ConfigError where its parts do not go together."""
     changed: dict[str, dict[str, Any]] = {"mesh": dict(zip(AXES, layout.sizes, strict=True)), "model": {}, "train": {}}
     for name, (section, field) in _PLACES.items():
-        if name not in _OF_PIPELINES or layout[STAGE] > 1:
-            changed[section][field] = getattr(layout, name)
+        if (value := _chosen(layout, name)) is not None:
+            changed[section][field] = value
     if layout.dispatch:
         changed["model"]["moe"] = replace(experiment.model.moe, dispatch=layout.dispatch)
     sections = {section: replace(getattr(experiment, section), **values) for section, values in changed.items()}
@@ -104,5 +119,7 @@ def in_words(layout: Layout) -> str:
     if layout.dispatch:
         parts.append(layout.dispatch)
     if layout[STAGE] > 1:
-        parts += [layout.schedule, f"{layout.chunks} chunks"]
+        parts.append(layout.schedule + (f" in {layout.chunks} chunks" if layout.chunks > 1 else ""))
+    if layout[CONTEXT] > 1:
+        parts.append(layout.attention)
     return ", ".join(parts)

@@ -207,7 +207,7 @@ def test_stages(monkeypatch):
 
 def test_sequences_that_go_round():
     """Ring attention on 4 devices: keys and values of the 3 others, and with their gradients twice as much back."""
-    changes = ["mesh.context=4", "model.remat=none", "data.batch_size=64"]
+    changes = ["mesh.context=4", "mesh.context_attention=ring", "model.remat=none", "data.batch_size=64"]
     moved = sent("palm/8b", "v5p:4x4x4", *changes, kinds=("collective-permute",))
     rows = 64 / 16 * LENGTH / 4
     assert moved == 3 * (1 + 2) * LAYERS * 2 * 2 * rows * HEAD

@@ -69,7 +69,7 @@ class Work:
     @property
     def chunks(self) -> int:
         """Runs of layers of each stage."""
-        return getattr(self.experiment.train, "chunks", 1)
+        return self.experiment.mesh.chunks
 
     @property
     def last(self) -> Tower:

@@ -55,10 +55,11 @@ class Exchanges:
         if self.work.stages > 1:
             again += self.forward(tower)
         if model.remat == "block":
-            again += [*self._forward(tower, again=True), *self._parameters(tower)]
+            again += self._forward(tower, again=True)
         if model.remat == "attention":
-            again += self._ring(tower)
-        return again
+            again += self._others(tower)
+        # Gathered parameters are not kept, whatever else is.
+        return [*again, *self._parameters(tower)]
 
     def backward(self, tower: Tower) -> list[Exchange]:
         """Those of the gradients of a turn."""
@@ -71,7 +72,7 @@ class Exchanges:
             done += self.of("reduce-scatter", axes, whole, "gradients into branches", into)
         else:
             done += self.of("all-reduce", summed, whole, "gradients into branches", into)
-        done += self._experts(tower) + self._ring(tower) * 2
+        done += self._experts(tower) + self._others(tower, back=True)
         for each in self.work.of(tower.name):
             done += self._gradient(each)
         return done
@@ -117,7 +118,7 @@ class Exchanges:
             done += self.of("reduce-scatter", axes, whole, "out of branches", out)
         else:
             done += self.of("all-reduce", summed, whole, "out of branches", out)
-        return done + self._experts(tower) + self._ring(tower)
+        return done + self._experts(tower) + self._others(tower)
 
     def _experts(self, tower: Tower) -> list[Exchange]:
         """To experts and back."""
@@ -135,14 +136,21 @@ class Exchanges:
         slots = tower.tokens // size * capacity(moe, size, training=True) * moe.num_experts
         return self.of("all-to-all", axes, width * slots, "tokens to experts and back", 2 * layers)
 
-    def _ring(self, tower: Tower) -> list[Exchange]:
-        """Keys and values of the other parts of a sequence."""
+    def _others(self, tower: Tower, back: bool = False) -> list[Exchange]:
+        """Keys and values of the other parts of a sequence, gathered or sent round; or with their gradients back."""
         work, done = self.work, []
         axes = work.cuts.axes("length")
+        parts = work.cuts.size(axes)
         for each in work.of(tower.name):
             if each.name in ("key", "value") and each.module == "attention" and axes:
                 size = work.item * tower.tokens * work.cuts.used(each) / work.model.embed_dim
-                done += self.of("collective-permute", axes, size, "keys and values", work.cuts.size(axes) - 1)
+                if work.cuts.rules.ring:
+                    turns = (2 if back else 1) * (parts - 1)
+                    done += self.of("collective-permute", axes, size, "keys and values", turns)
+                elif back:
+                    done += self.of("reduce-scatter", axes, size * parts, "keys and values")
+                else:
+                    done += self.of("all-gather", axes, size, "keys and values")
         return done
 
     # --- parameters

@@ -3,7 +3,7 @@
 from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.plan.analytic.arithmetic import FP32, Tower, Work, expert_places, group_tokens, stream_parts
-from pathways_lm.plan.analytic.parameters import Parameter
+from pathways_lm.plan.analytic.parameters import Cuts, Parameter
 from pathways_lm.plan.memory import Memory
 
 # Arrays as large as a product's cut end that its gradient and those of what stands around it need: queries also turned
@@ -73,7 +73,7 @@ def _saved(work: Work, tower: Tower) -> float:
     # A stage keeps what enters each of its chunks, and while one is worked at, what its layers keep.
     chunks, microbatches = work.chunks, work.microbatches
     under_way = chunks * microbatches
-    if getattr(work.experiment.train, "schedule", "1f1b") == "1f1b":
+    if work.experiment.train.pipeline == "1f1b":
         under_way = min(under_way, 2 * chunks * work.stages - 1)
     return under_way * _stream(work, tower) + -(-tower.repeats // chunks) * turn
 
@@ -94,7 +94,9 @@ def kept_of_turn(work: Work, tower: Tower) -> float:
     stream = _stream(work, tower)
     if work.model.remat == "block":
         return stream
-    return _inside(work, tower, scores=work.model.remat == "none") + _weights(work, tower)
+    # ZeRO's third stage gathers parameters again.
+    weights = _weights(work, tower) if work.cuts.rules.zero < 3 else 0.0
+    return _inside(work, tower, scores=work.model.remat == "none") + weights
 
 
 def _inside(work: Work, tower: Tower, scores: bool) -> float:
@@ -110,11 +112,16 @@ def _inside(work: Work, tower: Tower, scores: bool) -> float:
         kept += _STEPS.get(each.name, 0) * item * _rows_of(work, tower, each) * used / work.model.embed_dim
         if each.name == "query":
             seen = tower.memory if each.module == "cross" else tower.seen
-            pairs = tower.tokens * cuts.sizes(each)[1] * seen
+            pairs = tower.tokens * cuts.sizes(each)[1] * seen // ring_parts(cuts)
             kept += (FP32 + item) * pairs if scores else 0.0
         if each.name == "router":
             kept += _routed(work, tower)
     return kept
+
+
+def ring_parts(cuts: Cuts) -> int:
+    """Into how many parts what a query looks at is cut: a ring sees one at a time, and keeps none."""
+    return cuts.parts["length"] if cuts.rules.ring else 1
 
 
 def _rows_of(work: Work, tower: Tower, each: Parameter) -> int:
@@ -147,12 +154,12 @@ def _working(work: Work, tower: Tower) -> float:
     for each in work.of(tower.name):
         if each.name == "query":
             seen = tower.memory if each.module == "cross" else tower.seen
-            largest = max(largest, 2.0 * FP32 * tower.tokens * work.cuts.sizes(each)[1] * seen)
+            pairs = tower.tokens * work.cuts.sizes(each)[1] * seen // ring_parts(work.cuts)
+            largest = max(largest, 2.0 * FP32 * pairs)
         if each.name == "up":
             rows = _rows_of(work, tower, each)
             largest = max(largest, 2.0 * work.item * rows * work.cuts.used(each) / work.model.embed_dim)
-    gathered = work.model.remat == "block" and work.cuts.rules.zero == 3
-    weights = _weights(work, tower) if gathered else 0.0
+    weights = _weights(work, tower) if work.cuts.rules.zero == 3 else 0.0
     return inside + largest + weights
 
 
