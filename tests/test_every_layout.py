@@ -101,7 +101,7 @@ LAYOUTS = [
     Layout("dense", "stage=2 data=4 zero=1", "1f1b", 2),
     Layout("dense", "stage=2 data=4 zero=2", "gpipe", 2),
     Layout("dense", f"stage=2 tensor=4 {SP}", "1f1b", 4),
-    Layout("dense", f"stage=3 tensor=2 {TP}", "1f1b", 3),
+    Layout("dense", f"stage=3 tensor=2 {TP}", "1f1b", 4),
     Layout("MoE", "data=2 expert=4"),
     Layout("MoE, all-to-all", "expert=4 tensor=2"),
     Layout("MoE, dropless", "data=2 expert=4"),
@@ -184,7 +184,29 @@ def largest_error(layout: Layout) -> float:
     return max(jax.tree.leaves(errors))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+# The others take ten minutes.
+QUICK = {
+    *("dense: data=8 zero=1 microbatches=2", "dense: data=8 zero=2 microbatches=2", f"dense: tensor=8 {SP}"),
+    *(f"dense: context=8 {RING}", "dense: stage=4 gpipe microbatches=4", "dense: stage=4 1f1b microbatches=8"),
+    *("dense: stage=2 chunks=2 1f1b microbatches=4", f"dense: stage=3 tensor=2 {TP} 1f1b microbatches=4"),
+    *(
+        f"dense: stage=2 context=2 tensor=2 {RING} 1f1b microbatches=2",
+        "dense: pod=2 stage=2 data=2 1f1b microbatches=2",
+    ),
+    *("MoE: stage=2 expert=2 tensor=2 1f1b microbatches=2", "encoder-decoder: pod=2 data=2 context=2"),
+    "encoder-decoder: stage=2 data=2 tensor=2 1f1b microbatches=4",
+}
+
+
+def marked(layout: Layout) -> object:
+    return pytest.param(layout, marks=() if str(layout) in QUICK else pytest.mark.slow, id=str(layout))
+
+
+def test_quick_ones_exist():
+    assert set(map(str, LAYOUTS)) >= QUICK
+
+
+@pytest.mark.parametrize("layout", map(marked, LAYOUTS))
 def test_layout(layout):
     assert largest_error(layout) <= LIMIT
 

@@ -23,7 +23,7 @@ def refusal(call, *args) -> str:
 def test_filling_up(given_size, factor, data_is_given):
     """-1 becomes what makes the product the number of devices."""
     config = MeshConfig(data=given_size, tensor=-1) if data_is_given else MeshConfig(data=-1, tensor=given_size)
-    expected = (1, given_size, 1, factor) if data_is_given else (1, factor, 1, given_size)
+    expected = (1, 1, given_size, 1, 1, factor) if data_is_given else (1, 1, factor, 1, 1, given_size)
     assert axis_sizes(config, given_size * factor) == expected
 
 
@@ -37,7 +37,7 @@ def test_not_filling_up(size, devices):
         assert f"mesh.tensor={size}" in message
         assert str(devices) in message
     else:
-        assert axis_sizes(config, devices) == (1, devices // size, 1, size)
+        assert axis_sizes(config, devices) == (1, 1, devices // size, 1, 1, size)
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(9, 1), (4, 4), (1, 16), (-1, 16)])
@@ -55,7 +55,7 @@ def test_not_dividing():
 
 def test_real_mesh():
     mesh = make_mesh(MeshConfig(data=-1, expert=2, tensor=2))
-    assert dict(mesh.shape) == {"pod": 1, "data": 2, "expert": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"pod": 1, "stage": 1, "data": 2, "expert": 2, "context": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Explicit}
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
 
@@ -73,7 +73,7 @@ def test_several_processes_must_take_all_devices(monkeypatch):
 
 def test_abstract_mesh_is_larger_than_any_machine():
     mesh = abstract_mesh(MeshConfig(data=256, tensor=-1), 3072)
-    assert dict(mesh.shape) == {"pod": 1, "data": 256, "expert": 1, "tensor": 12}
+    assert dict(mesh.shape) == {"pod": 1, "stage": 1, "data": 256, "expert": 1, "context": 1, "tensor": 12}
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 

@@ -25,33 +25,66 @@ def refusal(call, *args) -> str:
 
 # Switch section 5.5: experts are spread over devices that also have sequences of their own.
 ROWS_CUT, POOL = ("pod", "data", "expert"), ("pod", "data", "tensor", "expert")
+# ZeRO's third stage: over all devices that have the same parameters and other tokens. Experts lie apart already.
+STORED, STORED_POOL = ("data", "expert", "context"), ("data", "tensor", "expert", "context")
+OF_EXPERTS, OF_EXPERTS_POOL = ("data", "context"), ("data", "tensor", "context")
+LOGITS = ("tensor", "stage")
 
 
 @pytest.mark.parametrize(
-    ("preset", "kernel", "residual", "logits"),
+    ("preset", "kernel", "experts", "residual", "logits"),
     [
         # PaLM section 4: 12-way model times 256-way fully sharded data. GSPMD: activations between
         # blocks [batch, length, model] on (X, -, Y).
-        ("palm_2d", P("data", "tensor"), P(ROWS_CUT, None, "tensor"), P(ROWS_CUT, None, "tensor")),
+        (
+            "palm_2d",
+            P(STORED, "tensor"),
+            P("expert", OF_EXPERTS, "tensor"),
+            P(ROWS_CUT, "context", "tensor"),
+            P(ROWS_CUT, "context", LOGITS),
+        ),
         # ZeRO stage 3: one pool of devices.
-        ("fsdp", P(("data", "tensor"), None), P(POOL, None, None), P(POOL, None, None)),
-        # Megatron-LM: columns on tensor, nothing of the parameters on data.
-        ("tensor_parallel", P(None, "tensor"), P(ROWS_CUT, None, None), P(ROWS_CUT, None, "tensor")),
+        (
+            "fsdp",
+            P(STORED_POOL, None),
+            P("expert", OF_EXPERTS_POOL, None),
+            P(POOL, "context", None),
+            P(POOL, "context", "stage"),
+        ),
+        # Megatron-LM: columns on tensor, activations between blocks whole.
+        (
+            "tensor_parallel",
+            P(STORED, "tensor"),
+            P("expert", OF_EXPERTS, "tensor"),
+            P(ROWS_CUT, "context", None),
+            P(ROWS_CUT, "context", LOGITS),
+        ),
+        # Korthikanti: cut along the sequence instead.
+        (
+            "sequence_parallel",
+            P(STORED, "tensor"),
+            P("expert", OF_EXPERTS, "tensor"),
+            P(ROWS_CUT, ("context", "tensor"), None),
+            P(ROWS_CUT, "context", LOGITS),
+        ),
     ],
 )
-def test_presets(preset, kernel, residual, logits):
+def test_presets(preset, kernel, experts, residual, logits):
     rules = make_rules(preset, MESH)
     assert rules("embed", "mlp").spec == kernel
-    assert rules("batch", "length", "residual").spec == residual
+    assert rules("batch", "residual_length", "residual").spec == residual
     assert rules("batch", "length", "vocab").spec == logits
-    assert rules("expert", "embed", "mlp").spec == P("expert", *kernel)
+    assert rules("expert", "expert_embed", "mlp").spec == experts
+    # Where ZeRO cuts nothing, the model dimension is whole; in a product it always is.
+    assert make_rules(preset, MESH, zero=0)("embed", "mlp").spec == P(None, kernel[1])
+    assert rules.used("embed", "mlp").spec.partitions == (None, kernel[1])
     assert rules("norm").spec == P(None)
     assert rules().spec == P()
     assert rules("batch", None).mesh == MESH
 
 
 def test_presets_are_all_tested():
-    assert set(PRESETS) == {"palm_2d", "fsdp", "tensor_parallel"}
+    assert set(PRESETS) == {"palm_2d", "fsdp", "tensor_parallel", "sequence_parallel"}
 
 
 def test_unknown_names():
@@ -102,7 +135,8 @@ def test_parts():
     rules = {preset: make_rules(preset, MESH) for preset in PRESETS}
     assert [rules["palm_2d"].parts(name) for name in ("batch", "heads", "embed", "norm")] == [2, 4, 2, 1]
     assert [rules["fsdp"].parts(name) for name in ("batch", "heads", "embed")] == [8, 1, 8]
-    assert [rules["tensor_parallel"].parts(name) for name in ("batch", "mlp", "embed")] == [2, 4, 1]
+    assert [rules["tensor_parallel"].parts(name) for name in ("batch", "mlp", "embed")] == [2, 4, 2]
+    assert make_rules("tensor_parallel", MESH, zero=0).parts("embed") == 1
 
 
 def experiment(batch_size: int = 16, microbatches: int = 1, **model) -> Experiment:
