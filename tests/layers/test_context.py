@@ -160,7 +160,7 @@ def compiled(length: int, ring: bool, gradient: bool = True, **axes):
     places = in_order(length)
 
     def described(heads):
-        cut_so = rules("batch", "length", "heads" if rules.parts("heads") > 1 else None, None)
+        cut_so = rules("batch", "length", "heads", None)
         return jax.ShapeDtypeStruct((B, length, heads, H), jnp.float32, sharding=cut_so)
 
     def attend(q, k, v, start):
