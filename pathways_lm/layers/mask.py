@@ -23,9 +23,9 @@ def in_order(length: int, segments_BL: Array | None = None, prefix_BL: Array | N
     index_1L = jnp.arange(length, dtype=jnp.int32)[None]
     if segments_BL is None:
         return Places(index_1L, None, prefix_BL)
-    begins_BL = jnp.concatenate(
-        [jnp.ones_like(segments_BL[:, :1], bool), segments_BL[:, 1:] != segments_BL[:, :-1]], axis=1
-    )
+    # True, and lying as the segments do: from JAX 0.12 on, a constant does not, and is not joined with what does.
+    first_B1 = segments_BL[:, :1] == segments_BL[:, :1]
+    begins_BL = jnp.concatenate([first_B1, segments_BL[:, 1:] != segments_BL[:, :-1]], axis=1)
     start_BL = jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)
     return Places(index_1L - start_BL, segments_BL, prefix_BL)
 

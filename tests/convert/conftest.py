@@ -3,8 +3,6 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-# It brings Triton, whose LLVM must be loaded before that of JAX's CUDA plugin, which tests of plans load: not after.
-pytest.importorskip("torch._dynamo")
 transformers = pytest.importorskip("transformers")
 
 T5 = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}

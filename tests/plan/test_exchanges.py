@@ -3,14 +3,18 @@
 The compiler is that of A100s, without one. Numbers are what one device puts in, per step, in bytes.
 """
 
+import json
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pathways_lm.config import DataConfig, Experiment, MeshConfig, ModelConfig, MoEConfig, OptimizerConfig, TrainConfig
 from pathways_lm.plan.compilers import available
 from pathways_lm.plan.machine import parse_machine
-from pathways_lm.plan.plan import make_plan
 
 MACHINE = "a100:1x8"
 L, D, F, V, B, S = 4, 512, 2048, 1024, 16, 128
@@ -46,9 +50,20 @@ def exchanged(model=MODEL, microbatches=1, **mesh):
         optimizer=OptimizerConfig(name="adamw"),
         train=TrainConfig(num_steps=10, precision="bf16", microbatches=microbatches),
     )
-    rows = make_plan(experiment, parse_machine(MACHINE)).roofline.traffic
-    total = sum(row.operand_bytes for row in rows)
-    return {(row.kind, row.axes): (row.times, row.operand_bytes) for row in rows if row.operand_bytes > 0.01 * total}
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "small.py")
+        config.write_text(f"from pathways_lm.config import *\n\n\ndef experiment():\n    return {experiment!r}\n")
+        # In a process of its own, as a user's: in this one JAX has chosen its platforms.
+        command = [sys.executable, "-m", "pathways_lm", "plan", str(config), "--machine", MACHINE, "--out", folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(Path(folder, "plan.json").read_text())["roofline"]["traffic"]
+    total = sum(row["operand_bytes"] for row in rows)
+    return {
+        (row["kind"], tuple(row["axes"])): (row["times"], row["operand_bytes"])
+        for row in rows
+        if row["operand_bytes"] > 0.01 * total
+    }
 
 
 def assert_near(found, **expected):
