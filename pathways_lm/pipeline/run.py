@@ -63,9 +63,11 @@ class Pipeline:
     def run(self) -> tuple[Params, Any, RouterSums | None]:
         """Gradients, what the score told of all microbatches, and what all routers told, by layer."""
         carry = self._start()
-        for segment in self.table.segments():
-            tick = partial(self._tick, segment)
-            carry = jax.lax.scan(tick, carry, jnp.arange(segment.first, segment.end))[0]
+        # From JAX 0.12 on, a constant that meets what is mapped over stages must lie on the mesh, too.
+        with jax.sharding.use_abstract_mesh(self.rules.mesh.abstract_mesh):
+            for segment in self.table.segments():
+                tick = partial(self._tick, segment)
+                carry = jax.lax.scan(tick, carry, jnp.arange(segment.first, segment.end))[0]
         return self._finish(carry)
 
     # --- ticks
