@@ -29,16 +29,24 @@ def tiny() -> Callable[..., ModelConfig]:
 
 @pytest.fixture(scope="session")
 def make(tiny: Callable[..., ModelConfig]) -> Callable:
-    """`make(preset, data, tensor, expert, zero, **changes)` is the small `Model` on a mesh of that many devices."""
+    """`make(preset, data, tensor, expert, zero, context, ring, **changes)` is the small `Model` on a mesh of that many
+    devices."""
     from pathways_lm.mesh import make_mesh
     from pathways_lm.models.model import Model
     from pathways_lm.sharding import make_rules
 
     def build(
-        preset: str = "palm_2d", data: int = 1, tensor: int = 1, expert: int = 1, zero: int = 3, **changes
+        preset: str = "palm_2d",
+        data: int = 1,
+        tensor: int = 1,
+        expert: int = 1,
+        zero: int = 3,
+        context: int = 1,
+        ring: bool = False,
+        **changes,
     ) -> Model:
-        mesh = make_mesh(MeshConfig(data=data, expert=expert, tensor=tensor))
-        return Model(tiny(**changes), make_rules(preset, mesh, zero))
+        mesh = make_mesh(MeshConfig(data=data, expert=expert, context=context, tensor=tensor))
+        return Model(tiny(**changes), make_rules(preset, mesh, zero, ring))
 
     return build
 

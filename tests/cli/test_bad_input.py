@@ -63,6 +63,15 @@ def test_settings(micro, refused, tmp_path, setting, words):
         (["mesh.tensor=8", "model.vocab_size=511"], ["model.vocab_size=511", "mesh.tensor=8", "504 or 512"]),
         (["mesh.rules=fsdp", "mesh.tensor=8", "data.batch_size=4"], ["data.batch_size", "=4", "8 would be"]),
         (["mesh.rules=fsdp", "mesh.tensor=8", "train.microbatches=2"], ["train.microbatches", "=4", "8 would be"]),
+        (["mesh.context=8", "data.sequence_length=72"], ["data.sequence_length=72", "2 x mesh.context=8", "64 or 80"]),
+        (
+            ["mesh.rules=sequence_parallel", "mesh.context=2", "mesh.tensor=4", "data.sequence_length=60"],
+            ["data.sequence_length=60", "mesh.context=2 x mesh.tensor=4", "56 or 64"],
+        ),
+        (
+            ["mesh.context=2", "mesh.context_attention=ring", "model.dropout=0.1"],
+            ["mesh.context_attention='ring'", "model.dropout=0.1", "'gather'"],
+        ),
     ],
 )
 def test_meshes_that_do_not_divide(micro, refused, tmp_path, settings, words):

@@ -1,13 +1,16 @@
 """Objectives: examples by hand, what must be recoverable from a batch, and T5's own lengths."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pathways_lm.config import DataConfig
+from pathways_lm.config import DataConfig, MeshConfig
 from pathways_lm.data.objectives import (
     causal,
+    check_lengths,
     corrupted_lengths,
     extra_ids_needed,
     make_objective,
@@ -17,6 +20,9 @@ from pathways_lm.data.objectives import (
     raw_length,
     span_corruption,
 )
+from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import abstract_mesh
+from pathways_lm.sharding import rules_of
 
 END = 9
 FIRST_SENTINEL = 99
@@ -30,6 +36,33 @@ def rows_of(documents, length):
     """One row: documents, each closed by END, and padding."""
     row = [token for document in documents for token in (*document, END)]
     return np.array([row[:length] + [0] * (length - len(row))], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("length", "mesh", "message"),
+    [
+        (
+            512,
+            {"context": 4},
+            "=512 makes targets of 114 tokens, which are not divisible by 2 x mesh.context=4; 464 or 536 would be",
+        ),
+        (510, {"context": 2}, "=510 is not divisible by 2 x mesh.context=2; 500 or 516 would be"),
+        (
+            511,
+            {"tensor": 2, "rules": "sequence_parallel"},
+            "=511 is not divisible by mesh.tensor=2; 510 or 512 would be",
+        ),
+    ],
+)
+def test_lengths_that_devices_do_not_divide(length, mesh, message):
+    """T5's 512 tokens ask for 114 (arXiv:1910.10683, section 3.1.4); what is told to fit, does."""
+    config = MeshConfig(data=1, **mesh)
+    rules = rules_of(config, abstract_mesh(config, config.context * config.tensor))
+    with pytest.raises(ConfigError) as caught:
+        check_lengths(DataConfig(objective="span_corruption", sequence_length=length), rules)
+    assert str(caught.value) == f"data.sequence_length{message}"
+    for fits in map(int, re.findall(r"(\d+) or (\d+) would", message)[0]):
+        check_lengths(DataConfig(objective="span_corruption", sequence_length=fits), rules)
 
 
 def test_causal():

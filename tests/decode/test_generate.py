@@ -142,8 +142,18 @@ def test_a_row_does_not_depend_on_the_others(one, small):
     assert len(set(map(tuple, same.T.tolist()))) == 3
 
 
-def test_several_devices_draw_the_same(make, draw, one, small):
-    model = make("palm_2d", 4, 2)
+@pytest.mark.parametrize(
+    ("preset", "mesh"),
+    [
+        ("palm_2d", {"data": 4, "tensor": 2}),
+        ("palm_2d", {"data": 2, "context": 2, "tensor": 2, "ring": True}),
+        ("sequence_parallel", {"data": 4, "tensor": 2}),
+    ],
+    ids=str,
+)
+def test_several_devices_draw_the_same(make, draw, one, small, preset, mesh):
+    """Also where training cuts sequences, which one token does not let itself be."""
+    model = make(preset, **mesh)
     sampler = Sampler(1.0, 0, 0.9)
     found = continuations(model, draw(model, 1), PROMPTS, sampler, 8)
     np.testing.assert_array_equal(found, continuations(one, small, PROMPTS, sampler, 8))

@@ -44,9 +44,12 @@ def expected(make, draw, rows) -> dict[str, float]:
     return {"loss": nll / tokens, "bits_per_byte": nll / np.log(2) / 1000}
 
 
-@pytest.mark.parametrize(("preset", "data", "tensor"), [("palm_2d", 1, 1), ("palm_2d", 2, 4), ("fsdp", 8, 1)])
-def test_loss_and_bits_per_byte(make, draw, batches, expected, preset, data, tensor):
-    model = make(preset, data, tensor)
+@pytest.mark.parametrize(
+    ("preset", "data", "tensor", "context"),
+    [("palm_2d", 1, 1, 1), ("palm_2d", 2, 4, 1), ("fsdp", 8, 1, 1), ("sequence_parallel", 2, 2, 2)],
+)
+def test_loss_and_bits_per_byte(make, draw, batches, expected, preset, data, tensor, context):
+    model = make(preset, data, tensor, context=context)
     found = Perplexity(model, "fp32")(draw(model), batches, num_bytes=1000)
     assert found == pytest.approx(expected, rel=1e-5)
 
