@@ -95,7 +95,7 @@ def test_family(draw, path):
 
 @pytest.mark.parametrize(
     ("name", "preset", "mesh"),
-    [("palm/tiny", "palm_2d", (2, 1, 2)), ("t5/tiny", "sequence_parallel", (1, 1, 4))],
+    [("palm/tiny", "palm_2d", (2, 1, 2)), ("t5/tiny", "sequence_parallel", (2, 1, 2))],
 )
 def test_keys_that_go_round(draw, name, preset, mesh):
     """Prefixes and packed documents, relative positions, and a decoder that looks at an encoder."""

@@ -178,7 +178,13 @@ class Tower(nnx.Module):
 
     def _ring(self, laid: Places, keys: Places, causal: bool, table_RN: Array | None) -> Ring:
         """What a ring needs to know of queries that are laid and keys in the order of the text."""
-        around = jax.tree.map(lambda rows_BL: lay(rows_BL, self.rules), keys)
+
+        def everywhere(rows_BL: Array) -> Array:
+            # From JAX 0.12 on, positions that were counted from segments no longer know how they lie.
+            batch = "batch" if rows_BL.shape[0] > 1 else None
+            return reshard(lay(rows_BL, self.rules), self.rules(batch, None))
+
+        around = jax.tree.map(everywhere, keys)
         return Ring(laid, around, causal, table_RN, self.config.relative_max_distance)
 
     def _fold_all(self, own: Own) -> Own:
