@@ -1,6 +1,17 @@
 """Eight virtual CPU devices for every test, and a model small enough to compile in seconds."""
 
+import contextlib
+import os
 from collections.abc import Callable
+
+# Nearly all the time of the suite is compiling. Without LLVM's expensive passes that takes half as long, and what the
+# programs compute is the same but for the rounding of fused operations. Before JAX is imported, and for subprocesses;
+# whoever sets XLA_FLAGS chooses (XLA_FLAGS= make test runs programs as users' are).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+# Of other implementations, where they are installed (make peers): loaded after TensorFlow it ends the process.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 import hypothesis
 import jax

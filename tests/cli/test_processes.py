@@ -1,4 +1,4 @@
-"""Two processes with four devices each, as one with eight."""
+"""Two processes with four devices each, a pod of two data by two tensor devices, as one with eight."""
 
 import signal
 import socket
@@ -30,7 +30,7 @@ def finish(processes) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
-SETTINGS = ("train.num_steps=12", "mesh.data=4", "mesh.tensor=2")
+SETTINGS = ("train.num_steps=12", "mesh.pod=2", "mesh.data=2", "mesh.tensor=2")
 
 
 def test_two_processes(micro, tmp_path):

@@ -1,5 +1,7 @@
 """Loss sums against numpy in float64, with padding, and cut into microbatches."""
 
+import math
+import re
 from functools import partial
 
 import jax
@@ -82,3 +84,17 @@ def test_microbatches_change_nothing(make, draw, at_once, microbatches):
     error = jax.tree.map(lambda a, e: np.linalg.norm(a - e) / np.linalg.norm(e), grads, at_once[0])
     assert max(jax.tree.leaves(error)) <= 1e-6
     np.testing.assert_allclose(length(grads), length(at_once[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "tensor"), [("palm_2d", 2, 4), ("tensor_parallel", 2, 4), ("sequence_parallel", 1, 8)]
+)
+def test_no_array_is_larger_than_a_devices_logits(make, preset, data, tensor):
+    """Forward and backward pass, where logits are the largest: gathered ones would be `tensor` times as large."""
+    model = make(preset, data, tensor, vocab_size=4096)
+    B, L, V = 8, 64, 4096
+    rows = Batch(*[jax.ShapeDtypeStruct((B, L), np.int32, sharding=model.rules("batch", None))] * 2)
+    compute = jax.jit(partial(gradient_sums, model, TrainConfig(num_steps=1)))
+    program = compute.lower(model.abstract, rows, None).compile().as_text()
+    shapes = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", program)
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == B * L * V // (data * tensor)

@@ -70,7 +70,7 @@ def test_moments_lie_as_parameters(parts):
     specs = [leaf.sharding.spec for leaf in jax.tree.leaves(abstract.params)]
     moments = [leaf.sharding.spec for leaf in jax.tree.leaves(abstract.optimizer) if leaf.shape]
     assert moments == specs + specs
-    assert specs[0] == jax.sharding.PartitionSpec(None, "data", None, None)
+    assert specs[0] == jax.sharding.PartitionSpec(None, ("data", "expert", "context"), None, None)
 
 
 def test_old_state_is_given_away(parts, start):
