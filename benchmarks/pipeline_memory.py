@@ -58,7 +58,7 @@ def main() -> None:
     for name, sizes in found.items():
         axes.plot(list(sizes), [size / 2**30 for size in sizes.values()], marker="o", label=name)
     axes.set(xlabel="microbatches of a step", ylabel="GiB of a device", ylim=(0, None), xticks=MICROBATCHES)
-    axes.set_title("Besides parameters and optimizer: 4 stages of 2 layers, 4 x 1,024 tokens a microbatch")
+    axes.set_title("Besides parameters and optimizer: 4 stages, 4 x 1,024 tokens a microbatch")
     axes.legend()
     figure.tight_layout()
     figure.savefig(PLOT, dpi=120)

@@ -4,6 +4,7 @@ Every mesh has explicit axis types: the sharding of an array is part of its type
 would need a silent reshard fails while it is traced.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,8 +113,27 @@ def join_processes(
         jax.distributed.initialize()
 
 
+def join_pathways(environment: Mapping[str, str] = os.environ) -> None:
+    """Where this process drives a whole Pathways cluster, registers its devices, before any is touched.
+
+    Pathways on Cloud says so by JAX_PLATFORMS=proxy; its package `pathwaysutils` knows how. Raises ConfigError where
+    that is not installed.
+    """
+    if not _drives_pathways(environment):
+        return
+    if importlib.util.find_spec("pathwaysutils") is None:
+        raise ConfigError("JAX_PLATFORMS=proxy asks for a Pathways cluster, which needs: pip install pathwaysutils")
+    importlib.import_module("pathwaysutils").initialize()
+
+
+def _drives_pathways(environment: Mapping[str, str]) -> bool:
+    return "proxy" in environment.get("JAX_PLATFORMS", "").split(",")
+
+
 def launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster's environment says that this process is one of several."""
+    """Whether a cluster's environment says that this process is one of several. The one that drives Pathways is not."""
+    if _drives_pathways(environment):
+        return False
     slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment
     kubernetes = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
     cloud_tpu = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment

@@ -5,9 +5,13 @@ import os
 from collections.abc import Callable
 
 # Nearly all the time of the suite is compiling. Without LLVM's expensive passes that takes half as long, and what the
-# programs compute is the same but for the rounding of fused operations. Before JAX is imported, and for subprocesses;
-# whoever sets XLA_FLAGS chooses (XLA_FLAGS= make test runs programs as users' are).
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# programs compute is the same but for the rounding of fused operations. The last is that of pathways_lm/compiler.py,
+# for what tests compile themselves. Before JAX is imported, and for subprocesses; whoever sets XLA_FLAGS chooses.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
 
 # Of other implementations, where they are installed (make peers): loaded after TensorFlow it ends the process.
 with contextlib.suppress(ImportError):

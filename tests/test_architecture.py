@@ -19,7 +19,7 @@ STOREYS = [
     {"errors"},
     {"checked"},
     {"config"},
-    {"mesh"},
+    {"mesh", "compiler"},
     {"sharding"},
     {"kernels"},
     {"layers"},

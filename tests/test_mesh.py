@@ -1,5 +1,7 @@
 """Shapes of meshes, and how a program finds out that it is one of several."""
 
+import sys
+
 import jax
 import pytest
 from hypothesis import given
@@ -8,7 +10,14 @@ from jax.sharding import AxisType
 
 from pathways_lm.config import MeshConfig
 from pathways_lm.errors import ConfigError
-from pathways_lm.mesh import abstract_mesh, axis_sizes, join_processes, launched_as_several, make_mesh
+from pathways_lm.mesh import (
+    abstract_mesh,
+    axis_sizes,
+    join_pathways,
+    join_processes,
+    launched_as_several,
+    make_mesh,
+)
 
 
 def refusal(call, *args) -> str:
@@ -95,6 +104,7 @@ def test_abstract_mesh_is_larger_than_any_machine():
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "TPU_WORKER_ID": "1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1:8080"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0", "JAX_PLATFORMS": "proxy"}, False),
     ],
 )
 def test_launched_as_several(environment, several):
@@ -138,3 +148,14 @@ def test_joining(calls):
 def test_no_process_at_all(calls):
     """A count below one is the mistake, not the id."""
     assert "--num-processes" in refusal(join_processes, "host:1", 0, 0, {})
+
+
+def test_a_pathways_cluster(monkeypatch, tmp_path):
+    """Joined only where JAX_PLATFORMS says so; without the package, one line that names it."""
+    join_pathways({"JAX_PLATFORMS": "cpu"})
+    join_pathways({})
+    assert "pip install pathwaysutils" in refusal(join_pathways, {"JAX_PLATFORMS": "proxy"})
+    (tmp_path / "pathwaysutils.py").write_text("calls = 0\n\ndef initialize():\n    global calls\n    calls += 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    join_pathways({"JAX_PLATFORMS": "proxy,cpu"})
+    assert sys.modules.pop("pathwaysutils").calls == 1

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import reshard
 
+from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.cache import Cache, empty, shardings, write
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
@@ -43,8 +44,9 @@ class Generator:
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         rules = model.rules
         out = (rules("batch"), rules("batch", None), shardings(model.config, rules))
-        self._prefill = jax.jit(self._start, static_argnames=("slots", "sampler"), out_shardings=out)
-        self._step = jax.jit(self._extend, static_argnames="sampler", donate_argnames="cache", out_shardings=out)
+        jit = partial(jax.jit, out_shardings=out, compiler_options=compiler_options(rules.mesh))
+        self._prefill = jit(self._start, static_argnames=("slots", "sampler"))
+        self._step = jit(self._extend, static_argnames="sampler", donate_argnames="cache")
 
     def stream(
         self, params: Params, prompts: Sequence[Sequence[int]], sampler: Sampler, num_tokens: int, key: Array

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from pathways_lm.compiler import compiler_options
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
 from pathways_lm.train.losses import Sums, loss_sums
@@ -19,7 +20,11 @@ class Perplexity:
 
     def __init__(self, model: Model, precision: str):
         self._rules = model.rules
-        self._score = jax.jit(functools.partial(loss_sums, model, POLICIES[precision]), out_shardings=model.rules())
+        self._score = jax.jit(
+            functools.partial(loss_sums, model, POLICIES[precision]),
+            out_shardings=model.rules(),
+            compiler_options=compiler_options(model.rules.mesh),
+        )
 
     def __call__(self, params: Params, batches: Iterable[Batch], num_bytes: int | None) -> dict[str, float]:
         """`loss` in nats per target and, where all text is scored, `bits_per_byte` over all batches.

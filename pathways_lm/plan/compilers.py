@@ -56,7 +56,7 @@ def compiler_name(machine: Machine) -> str:
     return f"{package} {metadata.version(package)}"
 
 
-def compiler_options(machine: Machine) -> dict[str, Any]:
+def without_a_device(machine: Machine) -> dict[str, Any]:
     """What must be asked of a compiler that cannot try things out.
 
     Without a card, Triton's matrix products have no measured tile sizes, and some shapes no sizes at all; those of

@@ -14,7 +14,7 @@ from pathways_lm.data.objectives import abstract_batch, check_lengths
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
-from pathways_lm.plan.compilers import compiler_name, compiler_options, described_devices
+from pathways_lm.plan.compilers import compiler_name, described_devices, without_a_device
 from pathways_lm.plan.hlo import parse
 from pathways_lm.plan.layout import layout_of
 from pathways_lm.plan.machine import GIB, Machine
@@ -133,7 +133,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     began = time.perf_counter()
     try:
         step = make_step(model, optimizer, schedule, experiment.train)
-        compiled = compile_step(step, model, optimizer, batch, compiler_options(machine))
+        compiled = compile_step(step, model, optimizer, batch, without_a_device(machine))
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(experiment.name, machine, str(error)) from error
     compile_seconds = time.perf_counter() - began

@@ -1,5 +1,6 @@
 """How long a step should take on a machine: arithmetic, memory and every network, each against its limit."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,8 +51,8 @@ class Roofline:
 def roofline(segments: Sequence[Segment], network: Network, bubble: float = 0.0) -> Roofline:
     """The step's time, if instructions run one after the other and started exchanges beside them.
 
-    An instruction takes as long as its products at the rate of large ones, or as its memory traffic. What is started
-    and awaited later hides behind the arithmetic of its own loop body; the rest is waited for.
+    An instruction takes as long as its products at the rate of large ones, or as its memory traffic. An exchange hides
+    behind the instructions between its start and where its result is awaited.
 
     Args:
       bubble: the idle time of stages as a share of their work, where segments have the turns of the work alone.
@@ -61,26 +62,46 @@ def roofline(segments: Sequence[Segment], network: Network, bubble: float = 0.0)
     flops = moved = matrix = waiting = exposed = staged = 0.0
     rows: dict[tuple, list[float]] = {}
     for segment in segments:
-        busy = products = 0.0
-        for each in segment.arithmetic:
-            flops += segment.times * each.flops
-            moved += segment.times * each.memory_bytes
-            products += each.flops / rate
-            busy += max(each.flops / rate, each.memory_bytes / machine.chip.memory_bandwidth)
+        busy = [
+            max(each.flops / rate, each.memory_bytes / machine.chip.memory_bandwidth) for each in segment.arithmetic
+        ]
+        products = sum(each.flops for each in segment.arithmetic) / rate
+        flops += segment.times * products * rate
+        moved += segment.times * sum(each.memory_bytes for each in segment.arithmetic)
         matrix += segment.times * products
-        waiting += segment.times * (busy - products)
+        waiting += segment.times * (sum(busy) - products)
         seconds = [network.seconds(each) for each in segment.exchanges]
-        hideable = sum(time for time, each in zip(seconds, segment.exchanges, strict=True) if each.hidden)
-        shown = max(0.0, hideable - busy) / hideable if hideable else 0.0
-        staged += segment.times * busy if segment.staged else 0.0
-        for time, exchange in zip(seconds, segment.exchanges, strict=True):
-            waited = time * (shown if exchange.hidden else 1.0)
-            exposed += segment.times * waited
-            staged += segment.times * waited if segment.staged else 0.0
+        waited = _waited(segment, busy, seconds)
+        exposed += segment.times * sum(waited)
+        staged += segment.times * (sum(busy) + sum(waited)) if segment.staged else 0.0
+        for time, wait, exchange in zip(seconds, waited, segment.exchanges, strict=True):
             row = rows.setdefault((exchange.kind, exchange.axes, len(exchange.devices)), [0.0] * 5)
-            for place, value in enumerate((1, exchange.operand_bytes, exchange.sent_bytes, time, waited)):
+            for place, value in enumerate((1, exchange.operand_bytes, exchange.sent_bytes, time, wait)):
                 row[place] += segment.times * value
     traffic = [Traffic(*key, *row) for key, row in rows.items()]
     traffic.sort(key=lambda each: -each.seconds)
     unknown = sum(not segment.known for segment in segments)
     return Roofline(flops, moved, matrix, waiting, exposed, tuple(traffic), unknown, bubble * staged)
+
+
+def _waited(segment: Segment, busy: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """How long each exchange keeps the segment waiting. They run one after the other, as they start."""
+    clock = network_free = 0.0
+    ready, waited = [0.0] * len(seconds), [0.0] * len(seconds)
+    starts, ends = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list)
+    for number, exchange in enumerate(segment.exchanges):
+        end = int(min(exchange.end, len(busy)))
+        starts[exchange.start].append(number)
+        if end > exchange.start:
+            ends[end].append(number)
+    for place in range(len(busy) + 1):
+        for number in ends[place]:
+            waited[number] = max(0.0, ready[number] - clock)
+            clock += waited[number]
+        for number in starts[place]:
+            ready[number] = network_free = max(clock, network_free) + seconds[number]
+            if segment.exchanges[number].end <= place:
+                waited[number] = ready[number] - clock
+                clock = ready[number]
+        clock += busy[place] if place < len(busy) else 0.0
+    return waited

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 from jax.sharding import reshard
 
+from pathways_lm.compiler import compiler_options
 from pathways_lm.config import MoEConfig, TrainConfig
 from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.dropout import site
@@ -166,11 +167,15 @@ def compile_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     example: Batch,
-    compiler_options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Any:
-    """The step compiled for its mesh and batches like `example`; the old state's memory becomes the new one's."""
+    """The step compiled for its mesh and batches like `example`; the old state's memory becomes the new one's.
+
+    Args:
+      options: asked of the compiler besides those of `compiler.py`.
+    """
     state = abstract_state(model, optimizer)
     rows = model.rules("batch", None)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), example)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), model.rules()))
-    return jitted.lower(state, batch).compile(compiler_options)
+    return jitted.lower(state, batch).compile({**compiler_options(model.rules.mesh), **(options or {})})

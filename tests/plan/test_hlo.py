@@ -13,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pathways_lm.plan.hlo import parse
-from pathways_lm.plan.program_cost import _group, _taps, segments
+from pathways_lm.plan.program_arithmetic import _taps
+from pathways_lm.plan.program_cost import _group, segments
 
 LOOP = """HloModule loops
 
@@ -147,9 +148,10 @@ ENTRY %main (x: f32[8], y: f32[4,4]) -> f32[4,4] {
 
 
 def test_an_exchange_spread_over_fusions_is_one():
-    """TPU's compiler runs parts of an exchange beside a product. It is counted once, as hidden; the product, too."""
+    """TPU's compiler runs parts of an exchange beside products. It is counted once, beside both; the products, too."""
     (segment,) = segments(parse(SPREAD), {"data": 2})
-    assert [(each.kind, each.operand_bytes, each.hidden) for each in segment.exchanges] == [("all-gather", 32, True)]
+    (exchange,) = segment.exchanges
+    assert (exchange.kind, exchange.operand_bytes, exchange.end - exchange.start) == ("all-gather", 32, 2)
     assert sum(each.flops for each in segment.arithmetic) == 2 * 4**3
 
 
@@ -200,3 +202,27 @@ def test_an_array_that_is_gathered():
     assert exchanged(found) == [("all-gather", ("data",), 8, 1024 * 4 / 8)]
     (exchange,) = [each for s in found for each in s.exchanges]
     assert exchange.sent_bytes == 7 * 1024 * 4 / 8
+
+
+AWAITED = """HloModule awaited
+
+ENTRY %main (x: f32[8], y: f32[4,4]) -> f32[4,4] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %at_once = f32[16]{0} all-gather(%x), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  %start = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), channel_id=2, replica_groups={{0,1}}, dimensions={0}
+  %one = f32[4,4]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %two = f32[4,4]{1,0} dot(%one, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %done = f32[16]{0} all-gather-done(%start)
+  ROOT %three = f32[4,4]{1,0} dot(%two, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_an_exchange_runs_until_it_is_awaited():
+    """One is awaited where it begins, one runs beside two of three products (after what reads the parameters)."""
+    (segment,) = segments(parse(AWAITED), {"data": 2})
+    products = [each.flops for each in segment.arithmetic]
+    at_once, started = segment.exchanges
+    assert at_once.start == at_once.end
+    assert sum(products[started.start : started.end]) == 2 * 2 * 4**3 and sum(products) == 3 * 2 * 4**3

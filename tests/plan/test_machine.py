@@ -52,7 +52,7 @@ def test_what_is_no_machine(text, words):
 
 def seconds(machine, kind, places, operand_bytes=1e9):
     """Of an exchange among devices at these places."""
-    exchange = Exchange(kind, tuple(range(len(places))), (), operand_bytes, False, "")
+    exchange = Exchange(kind, tuple(range(len(places))), (), operand_bytes, 0, 0, "")
     return Network(parse_machine(machine), np.array(places)).seconds(exchange)
 
 

@@ -13,7 +13,7 @@ from pathways_lm.errors import ConfigError
 from pathways_lm.layers.mlp import GATES
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.plan.analytic.parameters import Cuts, Parameter, parameters
-from pathways_lm.plan.program_cost import Arithmetic
+from pathways_lm.plan.program_arithmetic import Arithmetic
 from pathways_lm.train.flops import read_tokens
 from pathways_lm.train.precision import POLICIES
 

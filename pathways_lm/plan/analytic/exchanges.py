@@ -7,6 +7,7 @@ gradients (arXiv:1910.02054, section 7); a pipeline's activations (arXiv:2104.04
 that go round (arXiv:2310.01889).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,23 +26,30 @@ class Exchanges:
     """Makes exchanges of one device.
 
     Attributes:
-      started: whether the machine's compiler starts exchanges beside arithmetic. That of GPUs does. TPU's does so with
-        what goes to a neighbour or another pod.
+      started: whether the machine's compiler starts exchanges beside arithmetic, where the next instruction does not
+        need them. That of GPUs does. TPU's does so with gathers of parameters, and with what goes to a neighbour or
+        another pod.
     """
 
     work: Work
     started: bool
 
-    def of(self, kind: str, axes: Axes, size: float, scope: str, times: int = 1) -> list[Exchange]:
-        """`times` exchanges, each of what a device puts in: `size` bytes. None along axes of one device."""
+    def of(
+        self, kind: str, axes: Axes, size: float, scope: str, times: int = 1, *, beside: bool = False
+    ) -> list[Exchange]:
+        """`times` exchanges, each of what a device puts in: `size` bytes. None along axes of one device.
+
+        Args:
+          beside: whether the compiler starts it beside arithmetic.
+        """
         axes = tuple(axis for axis in self.work.cuts.mesh if axis in axes and self.work.cuts.mesh[axis] > 1)
         if not axes or not size:
             return []
         devices = group_along(axes, tuple(self.work.cuts.mesh.items()))
         if kind == "collective-permute":
             devices = devices[:2]
-        hidden = self.started or kind == "collective-permute" or POD in axes
-        return [Exchange(kind, devices, axes, size, hidden, scope)] * times
+        beside = beside or kind == "collective-permute" or POD in axes
+        return [Exchange(kind, devices, axes, size, 0, math.inf if beside else 0, scope)] * times
 
     # --- a turn of the loop over layers
 
@@ -69,9 +77,10 @@ class Exchanges:
         done = []
         if axes:
             done += self.of("all-gather", axes, stream, "gradients between blocks", out)
-            done += self.of("reduce-scatter", axes, whole, "gradients into branches", into)
+            done += self.of("reduce-scatter", axes, whole, "gradients into branches", into, beside=self.started)
         else:
-            done += self.of("all-reduce", summed, whole, "gradients into branches", into)
+            # Gradients of the weights can be computed meanwhile.
+            done += self.of("all-reduce", summed, whole, "gradients into branches", into, beside=self.started)
         done += self._experts(tower) + self._others(tower, back=True)
         for each in self.work.of(tower.name):
             done += self._gradient(each)
@@ -165,7 +174,7 @@ class Exchanges:
         cuts, done = self.work.cuts, []
         for each in found:
             size = each.item_bytes(self.work.item) * cuts.stored(each) * (cuts.layers(each) if layers else 1)
-            done += self.of("all-gather", cuts.gathered(each), size, f"gather {each.name}")
+            done += self.of("all-gather", cuts.gathered(each), size, f"gather {each.name}", beside=True)
         return done
 
     def _gradient(self, each: Parameter) -> list[Exchange]:
@@ -173,11 +182,12 @@ class Exchanges:
         each time."""
         cuts = self.work.cuts
         if not each.product:
-            return self.of("all-reduce", cuts.axes("batch", "length"), FP32 * cuts.used(each), "gradient")
+            axes, size = cuts.axes("batch", "length"), FP32 * cuts.used(each)
+            return self.of("all-reduce", axes, size, "gradient", beside=self.started)
         if cuts.rules.zero < 3:
             return []
         size = each.item_bytes(self.work.item) * cuts.used(each)
-        return self.of("reduce-scatter", cuts.gathered(each), size, "gradient")
+        return self.of("reduce-scatter", cuts.gathered(each), size, "gradient", beside=self.started)
 
     def microbatch(self) -> list[Exchange]:
         """Those of embeddings and logits, forward and backward, and of gradients that are cut each time."""
@@ -220,9 +230,10 @@ class Exchanges:
             layers = cuts.layers(each)
             gathered, summed = cuts.gathered(each), cuts.summed(each)
             if cuts.rules.zero < 3:
-                done += self.of("reduce-scatter", gathered, FP32 * layers * cuts.used(each), "gradient")
+                size = FP32 * layers * cuts.used(each)
+                done += self.of("reduce-scatter", gathered, size, "gradient", beside=self.started)
             size = FP32 * layers * cuts.stored(each)
-            done += self.of("all-reduce", summed, size, "gradient")
+            done += self.of("all-reduce", summed, size, "gradient", beside=self.started)
         return done
 
     # --- pipelines

@@ -15,7 +15,8 @@ from pathways_lm.plan.machine import Machine
 from pathways_lm.plan.memory import Memory
 from pathways_lm.plan.network import imagined_network
 from pathways_lm.plan.plan import Plan
-from pathways_lm.plan.program_cost import Arithmetic, Segment
+from pathways_lm.plan.program_arithmetic import Arithmetic
+from pathways_lm.plan.program_cost import Segment
 from pathways_lm.plan.roofline import Roofline, roofline
 from pathways_lm.sharding import check_fit, rules_of
 from pathways_lm.train.flops import flops_per_token, read_tokens

@@ -1,0 +1,33 @@
+"""What is asked of XLA besides the program, by platform. All of it stands here.
+
+Each choice is one that a plan shows to matter (`docs/plans.md`, section "Options of the compilers").
+"""
+
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    # Exchanges begin as early as their operands are there and are awaited as late as possible. Without it the program
+    # waits for each where it begins.
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    # Gathers run beside products in parts, over several products if need be.
+    "tpu": {
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+    },
+    # Virtual devices may otherwise begin exchanges that do not depend on each other in different orders, and wait for
+    # one another for ever.
+    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+}
+
+
+def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any]:
+    """For programs on the mesh's devices. Of one device there is nothing to ask, and for no device none is compiled."""
+    if isinstance(mesh, AbstractMesh) or mesh.size == 1:
+        return {}
+    platform = mesh.devices.flat[0].platform
+    return OPTIONS["gpu" if platform in ("cuda", "rocm") else platform]
