@@ -89,18 +89,22 @@ def _waited(segment: Segment, busy: Sequence[float], seconds: Sequence[float]) -
     clock = network_free = 0.0
     ready, waited = [0.0] * len(seconds), [0.0] * len(seconds)
     starts, ends = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list)
+    at_once = set()
     for number, exchange in enumerate(segment.exchanges):
-        end = int(min(exchange.end, len(busy)))
         starts[exchange.start].append(number)
+        # What a loop's body does not await is awaited at its end.
+        end = int(min(exchange.end, len(busy)))
         if end > exchange.start:
             ends[end].append(number)
+        else:
+            at_once.add(number)
     for place in range(len(busy) + 1):
         for number in ends[place]:
             waited[number] = max(0.0, ready[number] - clock)
             clock += waited[number]
         for number in starts[place]:
             ready[number] = network_free = max(clock, network_free) + seconds[number]
-            if segment.exchanges[number].end <= place:
+            if number in at_once:
                 waited[number] = ready[number] - clock
                 clock = ready[number]
         clock += busy[place] if place < len(busy) else 0.0
