@@ -124,8 +124,9 @@ class ModelConfig(Checked):
     hidden_dropout: float = bounded(0.0, at_least=0, below=1)
     """Of the hidden units of dense MLPs."""
     moe: MoEConfig = MoEConfig()
-    remat: str = bounded("none", one_of=("none", "attention", "block"))
-    """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks."""
+    remat: str = bounded("none", one_of=("none", "attention", "block", "offload"))
+    """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks from their inputs,
+    which `offload` keeps in the hosts' memory."""
     unroll: int = bounded(1, at_least=1)
     """Layers per iteration of the scan. Above 1, compile time grows and CPUs run faster."""
 
@@ -192,6 +193,9 @@ class MeshConfig(Checked):
     zero: int = bounded(3, at_least=0, at_most=3)
     """What lies cut over the devices that share a batch (ZeRO): 0 nothing; 1 the optimizer's state and the fp32
     parameters, gathered once a step; 2 gradients, too, while they are summed; 3 parameters also while they are used."""
+
+    offload: bool = False
+    """Whether the optimizer's state lies in the hosts' memory between updates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

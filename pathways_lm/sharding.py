@@ -87,6 +87,8 @@ class Rules:
     """Runs of layers on each of a pipeline's stages."""
     ring: bool = False
     """Attention along a cut length sends keys and values round, see `MeshConfig.context_attention`."""
+    offload: bool = False
+    """Whether the optimizer's state lies in the hosts' memory, see `MeshConfig.offload`."""
 
     def __post_init__(self) -> None:
         for name, axes in self.table:
@@ -213,7 +215,8 @@ def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: in
 
 def rules_of(config: MeshConfig, mesh: Mesh | AbstractMesh) -> Rules:
     """The rules that a config asks for."""
-    return make_rules(config.rules, mesh, config.zero, config.chunks, config.context_attention == "ring")
+    rules = make_rules(config.rules, mesh, config.zero, config.chunks, config.context_attention == "ring")
+    return replace(rules, offload=config.offload)
 
 
 def whole_sequences(rules: Rules) -> Rules:

@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
 from pathways_lm.sharding import Rules
+
+LAYER_INPUT = "layer_input"
+_INPUT_TO_HOST = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+)
 
 
 class Stack(nnx.Module):
@@ -17,7 +26,8 @@ class Stack(nnx.Module):
 
     Args:
       build: makes one layer from its random streams.
-      recompute: keep only each layer's input for the backward pass.
+      remat: what the backward pass finds: with `block` only each layer's input, with `offload` the same in the host's
+        memory.
       unroll: layers per iteration of the scan.
     """
 
@@ -27,7 +37,7 @@ class Stack(nnx.Module):
         num_layers: int,
         rngs: nnx.Rngs,
         rules: Rules,
-        recompute: bool,
+        remat: str,
         unroll: int,
     ):
         layout: list[nnx.GraphDef] = []
@@ -44,7 +54,7 @@ class Stack(nnx.Module):
         stacked = jax.tree.map(place, stacked, is_leaf=lambda node: isinstance(node, nnx.Variable))
         self.layers = nnx.merge(layout[0], stacked)
         self.num_layers = num_layers
-        self.recompute = recompute
+        self.remat = remat
         self.gathers = rules.zero == 3 and rules.mesh.size > 1
         self.unroll = unroll
 
@@ -74,11 +84,14 @@ class Stack(nnx.Module):
 
         def body(x: Array, sliced: tuple[Any, Any, Array | None]) -> tuple[Array, Any]:
             state, own, absent = sliced
+            x = checkpoint_name(x, LAYER_INPUT)
             y, out = nnx.merge(graphdef, state)(x, *shared, own)
             return y if absent is None else jnp.where(absent, x, y), out
 
-        if self.recompute:
+        if self.remat == "block":
             body = jax.checkpoint(body, prevent_cse=False)
+        elif self.remat == "offload":
+            body = jax.checkpoint(body, prevent_cse=False, policy=_INPUT_TO_HOST)
         elif self.gathers:
             body = jax.checkpoint(body, prevent_cse=False, policy=_but_gathered)
         return jax.lax.scan(body, x, (stacked, per_layer, missing), unroll=self.unroll)

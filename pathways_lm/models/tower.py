@@ -59,8 +59,7 @@ class Tower(nnx.Module):
             return Block(config, rngs, rules, cross, sparse=config.moe.num_experts > 0)
 
         repeats = num_layers // self.every
-        recompute = config.remat == "block"
-        self.blocks = Stack(build, repeats, rngs, rules, recompute, unroll=min(config.unroll, repeats))
+        self.blocks = Stack(build, repeats, rngs, rules, config.remat, unroll=min(config.unroll, repeats))
         if config.block != "post_norm":
             self.norm = Norm(config, rules)
         if config.positions == "relative":

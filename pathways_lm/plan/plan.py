@@ -152,7 +152,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
         compile_seconds=compile_seconds,
         tokens_per_step=tokens,
         model_flops=flops_per_token(model, batch) * tokens / machine.num_devices,
-        memory=_memory(abstract_state(model, optimizer), compiled.memory_analysis(), machine),
+        memory=_memory(abstract_state(model, optimizer), rules.offload, compiled.memory_analysis(), machine),
         roofline=cost,
         peak_flops=machine.chip.flops,
         watts=machine.chip.watts,
@@ -162,12 +162,14 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     )
 
 
-def _memory(state: TrainState, analysis: Any, machine: Machine) -> Memory:
-    parameters, optimizer = shard_bytes(state.params), shard_bytes(state.optimizer)
+def _memory(state: TrainState, offload: bool, analysis: Any, machine: Machine) -> Memory:
+    parameters, optimizer = shard_bytes(state.params), 0.0 if offload else shard_bytes(state.optimizer)
+    # What lies in the host's memory is nobody's here, but the compiler's peak has it.
+    in_host = analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes
     arguments = analysis.argument_size_in_bytes
     # Arguments and temporaries together overcount where the compiler reuses the old state's memory.
     together = arguments + analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = min(analysis.peak_memory_in_bytes or together, together)
+    peak = min(analysis.peak_memory_in_bytes - in_host if analysis.peak_memory_in_bytes else together, together)
     batch = max(0.0, arguments - parameters - optimizer)
     gradients = min(parameters, max(0.0, peak - arguments))
     rest = max(0.0, peak - parameters - optimizer - batch - gradients)

@@ -60,7 +60,8 @@ def _changes(experiment: Experiment, machine: Machine, start: Layout) -> Iterato
         yield sorted(grown, key=lambda each: each[axis])
     yield [replace(start, rules=rules) for rules in (*BY_TENSOR, "fsdp") if rules != start.rules]
     yield [replace(start, zero=zero) for zero in range(start.zero + 1, 4)]
-    yield [replace(start, remat=remat) for remat in REMAT[REMAT.index(start.remat) + 1 :]]
+    if start.remat in REMAT:
+        yield [replace(start, remat=remat) for remat in REMAT[REMAT.index(start.remat) + 1 :]]
     counts = microbatch_counts(experiment, start)
     yield [replace(start, microbatches=count) for count in counts if count > start.microbatches]
     if start.precision == "fp32":

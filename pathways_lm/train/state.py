@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from pathways_lm.models.model import Model, Params
-from pathways_lm.sharding import on_mesh
+from pathways_lm.sharding import Rules, on_mesh
 
 
 class TrainState(NamedTuple):
@@ -24,8 +24,12 @@ class TrainState(NamedTuple):
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Step 0. The same numbers on every mesh."""
-    params = model.initialise(seed)
-    return jax.jit(_wrap(optimizer, seed), out_shardings=shardings(abstract_state(model, optimizer, seed)))(params)
+
+    def build(params: Params) -> TrainState:
+        state = _wrap(optimizer, seed)(params)
+        return state._replace(optimizer=to_host(model.rules, state.optimizer))
+
+    return jax.jit(build, out_shardings=shardings(abstract_state(model, optimizer, seed)))(model.initialise(seed))
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
@@ -39,7 +43,29 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: 
         placed.optimizer,
         model.abstract,
     )
+    if model.rules.offload:
+        moments = jax.tree.map(
+            lambda leaf: leaf.update(sharding=leaf.sharding.with_memory_kind("pinned_host")) if leaf.shape else leaf,
+            moments,
+        )
     return placed._replace(optimizer=moments)
+
+
+def to_device(rules: Rules, moments: Any) -> Any:
+    """An optimizer's state, where it is computed with."""
+    return _moved(rules, moments, jax.memory.Space.Device)
+
+
+def to_host(rules: Rules, moments: Any) -> Any:
+    """An optimizer's state, where it lies between updates."""
+    return _moved(rules, moments, jax.memory.Space.Host)
+
+
+def _moved(rules: Rules, moments: Any, space: jax.memory.Space) -> Any:
+    if not rules.offload:
+        return moments
+    # Counters stay: they cost nothing.
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, space) if leaf.shape else leaf, moments)
 
 
 def shardings(abstract: TrainState) -> TrainState:

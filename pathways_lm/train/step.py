@@ -23,7 +23,7 @@ from pathways_lm.pipeline.timetable import Timetable
 from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import Schedule
-from pathways_lm.train.state import TrainState, abstract_state, shardings
+from pathways_lm.train.state import TrainState, abstract_state, shardings, to_device, to_host
 
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -134,7 +134,7 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
             grads, sums = gradient_sums(model, config, state.params, batch, key)
             grads = jax.tree.map(lambda g: g / sums.tokens, grads)
         with jax.named_scope("optimizer"):
-            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+            updates, optimizer_state = optimizer.update(grads, to_device(model.rules, state.optimizer), state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": sums.nll / sums.tokens,
@@ -146,7 +146,7 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
         }
         if sums.routing is not None:
             metrics |= routing_metrics(model.config.moe, sums.routing)
-        return TrainState(state.step + 1, params, optimizer_state, state.rng), metrics
+        return TrainState(state.step + 1, params, to_host(model.rules, optimizer_state), state.rng), metrics
 
     return step
 

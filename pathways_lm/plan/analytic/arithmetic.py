@@ -18,6 +18,8 @@ from pathways_lm.train.flops import read_tokens
 from pathways_lm.train.precision import POLICIES
 
 FP32 = 4
+BLOCKS = ("block", "offload")
+"""Values of `model.remat` with which whole layers are computed again."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def recomputed(work: Work, tower: Tower) -> list[Arithmetic]:
     if work.model.remat == "attention":
         for module in _attentions(work.of(tower.name)):
             again += _weights_again(work, tower, module)
-    if work.model.remat == "block":
+    if work.model.remat in BLOCKS:
         kernels = [each for each in _kernels(work.of(tower.name)) if not _is_last(work, tower, each)]
         again += [_product(work, each, _rows(work, tower, each)) for each in kernels]
         for module in _attentions(work.of(tower.name)):

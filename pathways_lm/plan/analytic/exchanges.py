@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.mesh import POD, STAGE
-from pathways_lm.plan.analytic.arithmetic import FP32, Tower, Work, group_tokens
+from pathways_lm.plan.analytic.arithmetic import BLOCKS, FP32, Tower, Work, group_tokens
 from pathways_lm.plan.analytic.parameters import Parameter
 from pathways_lm.plan.network import group_along
 from pathways_lm.plan.program_cost import Exchange
@@ -62,7 +62,7 @@ class Exchanges:
         model, again = self.work.model, []
         if self.work.stages > 1:
             again += self.forward(tower)
-        if model.remat == "block":
+        if model.remat in BLOCKS:
             again += self._forward(tower, again=True)
         if model.remat == "attention":
             again += self._others(tower)

@@ -2,7 +2,7 @@
 
 from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.layers.moe.router import capacity
-from pathways_lm.plan.analytic.arithmetic import FP32, Tower, Work, expert_places, group_tokens, stream_parts
+from pathways_lm.plan.analytic.arithmetic import BLOCKS, FP32, Tower, Work, expert_places, group_tokens, stream_parts
 from pathways_lm.plan.analytic.parameters import Cuts, Parameter
 from pathways_lm.plan.memory import Memory
 
@@ -44,7 +44,7 @@ def memory_of(work: Work, capacity_bytes: float) -> Memory:
         held += told[0]
         gradients += told[1]
         parameters += told[2] / (1 + _MOMENTS)
-        optimizer += told[2] * _MOMENTS / (1 + _MOMENTS)
+        optimizer += 0 if work.cuts.rules.offload else told[2] * _MOMENTS / (1 + _MOMENTS)
     saved = sum(_saved(work, tower) for tower in work.towers)
     layer = max(_working(work, tower) for tower in work.towers)
     details = {
@@ -67,7 +67,7 @@ def _batch(work: Work) -> float:
 
 def _saved(work: Work, tower: Tower) -> float:
     """What all turns of a tower keep for the backward pass, of all microbatches that are on their way."""
-    turn = kept_of_turn(work, tower)
+    turn = 0.0 if work.model.remat == "offload" else kept_of_turn(work, tower)
     if work.stages == 1:
         return tower.repeats * turn
     # A stage keeps what enters each of its chunks, and while one is worked at, what its layers keep.
@@ -92,7 +92,7 @@ def _whole(work: Work, tower: Tower) -> float:
 def kept_of_turn(work: Work, tower: Tower) -> float:
     """What one turn keeps for the backward pass."""
     stream = _stream(work, tower)
-    if work.model.remat == "block":
+    if work.model.remat in BLOCKS:
         return stream
     # ZeRO's third stage gathers parameters again.
     weights = _weights(work, tower) if work.cuts.rules.zero < 3 else 0.0
@@ -149,7 +149,7 @@ def _weights(work: Work, tower: Tower) -> float:
 def _working(work: Work, tower: Tower) -> float:
     """A turn's backward pass: what it needs, and the gradients of it."""
     inside = _inside(work, tower, scores=False)
-    inside = inside if work.model.remat == "block" else 0.0
+    inside = inside if work.model.remat in BLOCKS else 0.0
     largest = 0.0
     for each in work.of(tower.name):
         if each.name == "query":
