@@ -1,7 +1,8 @@
 """Attention, to the own tokens or to those of an encoder."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,25 @@ class Sight(NamedTuple):
     """Added to the scores, cut along heads. B may be 1."""
     ring: Ring | None = None
     """In place of mask and bias: keys and values go round."""
+
+
+def computed_again(function: Callable) -> Callable:
+    """The function, for whose gradient nothing but its arguments is kept.
+
+    `jax.checkpoint` within another one is ruled by the other's policy, and that of `Stack` keeps all but parameters.
+    """
+
+    def forward(*arguments: Any) -> tuple[Any, Any]:
+        return function(*arguments), arguments
+
+    def backward(arguments: Any, cotangent: Any) -> Any:
+        # Otherwise XLA could find the forward pass's values where both are in one computation.
+        arguments, cotangent = jax.lax.optimization_barrier((arguments, cotangent))
+        return jax.vjp(function, *arguments)[1](cotangent)
+
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(forward, backward)
+    return wrapped
 
 
 class Attended(NamedTuple):
@@ -109,7 +129,7 @@ class Attention(nnx.Module):
             assert sight.mask_BTS is not None
             return attention_weights(q, whole(keys), sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
 
-        def attend(q: Array, keys: Array, values: Array, sight: Sight) -> Array:
+        def attend(q: Array, keys: Array, values: Array, sight: Sight, key: Array | None) -> Array:
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
             return weighted_values(weights_BKTGS, whole(values), rules)
 
@@ -119,8 +139,8 @@ class Attention(nnx.Module):
             table_RN, ring = sight.ring.table_RN, replace(sight.ring, table_RN=None)
             a_BTNH = ring_attention(q_BTNH, k_BSKH, v_BSKH, table_RN, ring, rules, config.scaled_attention)
         else:
-            attend = jax.checkpoint(attend) if config.remat == "attention" else attend
-            a_BTNH = attend(q_BTNH, keys, values, sight)
+            attend = computed_again(attend) if config.remat == "attention" else attend
+            a_BTNH = attend(q_BTNH, keys, values, sight, key)
         out_NHD = reshard(self.out[...], rules.used("heads", None, None))
         out = rules.partial("batch", "length", None, over="heads")
         y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=out)

@@ -61,7 +61,7 @@ def to_host(rules: Rules, moments: Any) -> Any:
     return _moved(rules, moments, jax.memory.Space.Host)
 
 
-def _moved(rules: Rules, moments: Any, space: jax.memory.Space) -> Any:
+def _moved(rules: Rules, moments: Any, space: Any) -> Any:
     if not rules.offload:
         return moments
     # Counters stay: they cost nothing.

@@ -32,10 +32,10 @@ def loop(weights, x, shared, own):
     return x, np.array(sums)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("remat", ["none", "block", "offload"])
 @pytest.mark.parametrize("unroll", [1, 2, 5])
-def test_equals_a_loop(recompute, unroll):
-    stack = Stack(Layer, 5, nnx.Rngs(0), RULES, recompute, unroll)
+def test_equals_a_loop(remat, unroll):
+    stack = Stack(Layer, 5, nnx.Rngs(0), RULES, remat, unroll)
     weights = np.asarray(stack.layers.weight[...])
     assert weights.shape == (5, 4, 4)
     assert len(np.unique(weights)) == weights.size

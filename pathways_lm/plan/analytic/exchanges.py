@@ -19,6 +19,7 @@ from pathways_lm.plan.network import group_along
 from pathways_lm.plan.program_cost import Exchange
 
 Axes = tuple[str, ...]
+_TILE = 128
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,13 @@ class Exchanges:
         if cuts.rules.zero < 3:
             return []
         size = each.item_bytes(self.work.item) * cuts.used(each)
-        return self.of("reduce-scatter", cuts.gathered(each), size, "gradient", beside=self.started)
+        return self._scattered(cuts.gathered(each), size)
+
+    def _scattered(self, axes: Axes, size: float) -> list[Exchange]:
+        """A gradient added and cut. TPU's compiler adds it whole where a device would keep less than 128 columns, which
+        is a tile's width."""
+        whole = not self.started and self.work.model.embed_dim // self.work.cuts.size(axes) < _TILE
+        return self.of("all-reduce" if whole else "reduce-scatter", axes, size, "gradient", beside=self.started)
 
     def microbatch(self) -> list[Exchange]:
         """Those of embeddings and logits, forward and backward, and of gradients that are cut each time."""
@@ -230,8 +237,7 @@ class Exchanges:
             layers = cuts.layers(each)
             gathered, summed = cuts.gathered(each), cuts.summed(each)
             if cuts.rules.zero < 3:
-                size = FP32 * layers * cuts.used(each)
-                done += self.of("reduce-scatter", gathered, size, "gradient", beside=self.started)
+                done += self._scattered(gathered, FP32 * layers * cuts.used(each))
             size = FP32 * layers * cuts.stored(each)
             done += self.of("all-reduce", summed, size, "gradient", beside=self.started)
         return done
