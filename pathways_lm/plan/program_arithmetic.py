@@ -130,7 +130,7 @@ def _fusion_bytes(program: Program, computation: Computation, fusion: Instructio
     for number, name in enumerate(fusion.operands):
         given = computation.instructions[name]
         if any(not shape.on_chip for shape in given.shapes) and number in inner.parameters:
-            total += _read_bytes(inner, inner.parameters[number], given.num_bytes)
+            total += _read_bytes(program, inner, inner.parameters[number], given.num_bytes)
     written = [inner.root]
     if inner.root.opcode == "tuple":
         written = [inner.instructions[name] for name in inner.root.operands]
@@ -151,7 +151,8 @@ def _behind(computation: Computation, instruction: Instruction) -> Instruction:
     return instruction
 
 
-def _read_bytes(inner: Computation, parameter: Instruction, whole: float) -> float:
+def _read_bytes(program: Program, inner: Computation, parameter: Instruction, whole: float) -> float:
+    """What a fusion reads of an argument, in fusions within it, too."""
     read = 0.0
     for user in inner.uses.get(parameter.name, ()):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
@@ -159,7 +160,12 @@ def _read_bytes(inner: Computation, parameter: Instruction, whole: float) -> flo
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
             continue
         elif user.opcode == "bitcast":
-            read += _read_bytes(inner, user, whole)
+            read += _read_bytes(program, inner, user, whole)
+        elif user.opcode == "fusion":
+            within = program.computations[user.called["calls"]]
+            for number, name in enumerate(user.operands):
+                if name == parameter.name and number in within.parameters:
+                    read += _read_bytes(program, within, within.parameters[number], whole)
         else:
             return whole
     return min(read, whole)

@@ -226,3 +226,33 @@ def test_an_exchange_runs_until_it_is_awaited():
     at_once, started = segment.exchanges
     assert at_once.start == at_once.end
     assert sum(products[started.start : started.end]) == 2 * 2 * 4**3 and sum(products) == 3 * 2 * 4**3
+
+
+NESTED = """HloModule nested
+
+%slice (stack: f32[16,8], at: s32[]) -> f32[1,8] {
+  %stack = f32[16,8]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %one = f32[1,8]{1,0} dynamic-slice(%stack, %at, %zero), dynamic_slice_sizes={1,8}
+}
+
+%outer (kept: f32[16,8], layer: s32[]) -> f32[1,8] {
+  %kept = f32[16,8]{1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %inner = f32[1,8]{1,0} fusion(%kept, %layer), kind=kLoop, calls=%slice
+  ROOT %twice = f32[1,8]{1,0} add(%inner, %inner)
+}
+
+ENTRY %main (x: f32[16,8], i: s32[]) -> f32[1,8] {
+  %x = f32[16,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %out = f32[1,8]{1,0} fusion(%x, %i), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_slice_taken_within_a_fusion_within_a_fusion():
+    """A row of 8 numbers is read and one is written, besides the index; not the stack of 16."""
+    (segment,) = segments(parse(NESTED), {"data": 1})
+    assert sum(each.memory_bytes for each in segment.arithmetic) == 2 * 8 * 4 + 4

@@ -19,7 +19,7 @@ from pathways_lm.plan.network import group_along
 from pathways_lm.plan.program_cost import Exchange
 
 Axes = tuple[str, ...]
-_TILE = 128
+_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ class Exchanges:
         return self._scattered(cuts.gathered(each), size)
 
     def _scattered(self, axes: Axes, size: float) -> list[Exchange]:
-        """A gradient added and cut. TPU's compiler adds it whole where a device would keep less than 128 columns, which
-        is a tile's width."""
-        whole = not self.started and self.work.model.embed_dim // self.work.cuts.size(axes) < _TILE
+        """A gradient added and cut. TPU's compiler adds it whole where a device would keep few columns: of PaLM-62B 32,
+        and not 64."""
+        whole = not self.started and self.work.model.embed_dim // self.work.cuts.size(axes) < _WIDTH
         return self.of("all-reduce" if whole else "reduce-scatter", axes, size, "gradient", beside=self.started)
 
     def microbatch(self) -> list[Exchange]:
