@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results" / "plans.json"
 
 
@@ -106,6 +108,28 @@ def line(row: Row, plan: dict) -> str:
     )
 
 
+def agreement(plans: dict[str, dict]) -> str:
+    """How far predicted shares are from published ones, and whether they come in the same order (Spearman)."""
+    lines = []
+    for share in ("mfu", "hfu"):
+        pairs = [(plans[row.config][share], getattr(row, share)) for row in ROWS if share in plans[row.config]]
+        pairs = [(told, said) for told, said in pairs if said is not None]
+        if len(pairs) > 2:
+            told, said = np.array(pairs).T
+            order = np.corrcoef(*(_ranks(values) for values in (told, said)))[0, 1]
+            off = told / said - 1
+            lines.append(
+                f"{share.upper()}, {len(pairs)} rows: off by {off.min():+.0%} to {off.max():+.0%}, "
+                f"{np.abs(off).mean():.0%} on average; rank correlation {order:.2f}"
+            )
+    return "\n".join(lines)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; equal values share their mean rank."""
+    return np.array([(values < value).sum() + ((values == value).sum() + 1) / 2 for value in values])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose config contains this")
@@ -118,6 +142,7 @@ def main() -> None:
             plans[row.config] = compiled(row)
             RESULTS.write_text(json.dumps(plans, indent=1) + "\n")
         print(line(row, plans[row.config]), flush=True)
+    print(agreement(plans))
 
 
 if __name__ == "__main__":
