@@ -193,7 +193,6 @@ class MeshConfig(Checked):
     zero: int = bounded(3, at_least=0, at_most=3)
     """What lies cut over the devices that share a batch (ZeRO): 0 nothing; 1 the optimizer's state and the fp32
     parameters, gathered once a step; 2 gradients, too, while they are summed; 3 parameters also while they are used."""
-
     offload: bool = False
     """Whether the optimizer's state lies in the hosts' memory between updates."""
 
