@@ -258,7 +258,7 @@ def test_every_field_is_read():
     """A field that nothing reads is a lie. By name, as an attribute, anywhere but where it is declared."""
     read = set()
     for file in Path(pathways_lm.__file__).parent.rglob("*.py"):
-        if file.name != "config.py" or file.parent.name != "pathways_lm":
+        if file.parent.name != "config":
             tree = ast.parse(file.read_text())
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = [f"{name}.{field}" for name, field in FIELDS if field not in read]

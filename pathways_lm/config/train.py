@@ -1,0 +1,45 @@
+"""How a run goes."""
+
+import typing
+from dataclasses import dataclass
+
+from pathways_lm.checked import Checked, bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Checked):
+    """How long, how precisely, and how often something is written."""
+
+    section: typing.ClassVar[str] = "train"
+
+    num_steps: int = bounded(at_least=1)
+    seed: int = bounded(0, at_least=0, at_most=2**32 - 1)
+    microbatches: int = bounded(1, at_least=1)
+    """Parts a batch is cut into, whose gradients are summed before the update."""
+    pipeline: str = bounded("1f1b", one_of=("gpipe", "1f1b"))
+    """When stages go back: after all microbatches went forward, or, so that few are on their way, as soon as the first
+    has arrived. With mesh.stage above 1."""
+    precision: str = bounded("fp32", one_of=("fp32", "bf16"))
+    """The type of the arithmetic; parameters and optimizer stay fp32."""
+    z_loss: float = bounded(1e-4, at_least=0)
+    log_every: int = bounded(10, at_least=1)
+    eval_every: int = bounded(500, at_least=1)
+    checkpoint_every: int = bounded(500, at_least=1)
+    checkpoints_kept: int = bounded(3, at_least=2)
+    """Two at least: should the newest be damaged, the one before is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Checked):
+    """The text written at each validation, to be read in the report."""
+
+    section: typing.ClassVar[str] = "sample"
+
+    prompt: str = "def "
+    num_tokens: int = bounded(64, at_least=1)
+    temperature: float = bounded(0.7, at_least=0)
+    """0 is greedy."""
+    top_k: int = bounded(0, at_least=0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = bounded(0.95, above=0, at_most=1)
+    """Keep the likeliest tokens whose probabilities add up to this."""
