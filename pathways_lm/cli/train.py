@@ -85,7 +85,7 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     """Restores or starts, compiles, runs. Returns the signal that stopped it early, if one did."""
     experiment, source, folder, changes, model, corpus, console = session
     train, data = experiment.train, experiment.data
-    schedule = make_schedule(experiment.optimizer, train.num_steps)
+    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     objective = make_objective(data, corpus.vocabulary)
     loader = Loader(corpus, data, objective)

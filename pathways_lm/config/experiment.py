@@ -48,11 +48,12 @@ class Experiment(Checked):
                 f"train.microbatches={self.train.microbatches}"
             )
         self._check_objective()
-        if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
-            raise ConfigError(
-                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
-                f"train.num_steps={self.train.num_steps}"
-            )
+        self.optimizer.check_length(self.train.num_steps, self.tokens_per_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch, as the papers count them: of an encoder-decoder, the encoder's."""
+        return self.data.batch_size * self.data.sequence_length
 
     def _check_objective(self) -> None:
         shapes = {"causal": "decoder", "prefix": "decoder", "span_corruption": "encoder_decoder", "masked": "encoder"}

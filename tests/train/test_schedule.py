@@ -24,7 +24,7 @@ def test_rsqrt_of_another_rate():
 @pytest.mark.parametrize("k", [1, 5, 20, 21, 60, 99, 100, 150])
 def test_cosine(k):
     """Up in a line over 20 steps, then half a cosine to a tenth at step 100, where it stays."""
-    schedule = make_schedule(OptimizerConfig(schedule="cosine", learning_rate=2e-3, hold_steps=20), 100)
+    schedule = make_schedule(OptimizerConfig(schedule="cosine", learning_rate=2e-3, warmup_steps=20), 100)
     turned = np.pi * min(max(k - 20, 0) / 80, 1)
     expected = 2e-3 * min(k / 20, 0.1 + 0.9 * (1 + np.cos(turned)) / 2)
     np.testing.assert_allclose(schedule(jnp.int32(k)), expected, rtol=1e-5)
