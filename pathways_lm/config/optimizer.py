@@ -70,24 +70,12 @@ class OptimizerConfig(Checked):
             )
         if self.schedule == "wsd" and not self.decay_steps:
             raise ConfigError("optimizer.decay_steps is not set: 'wsd' needs steps over which the rate falls")
-        self.rate_factors()
-        self.undecayed_patterns()
-
-    def rate_factors(self) -> tuple[tuple[str, float], ...]:
-        """`rates` as patterns and factors. Raises ConfigError where it is something else."""
-        return tuple(_factor(entry) for entry in _entries("rates", self.rates))
-
-    def undecayed_patterns(self) -> tuple[str, ...]:
-        """`undecayed` as patterns. Raises ConfigError for an empty one."""
-        return _entries("undecayed", self.undecayed)
-
-    def warmup(self, tokens_per_step: int) -> float:
-        """Steps of warm-up, not rounded. Assumes that every step of the warm-up reads as many tokens."""
-        return self.warmup_tokens / tokens_per_step if self.warmup_tokens else float(self.warmup_steps)
+        parse_rates(self.rates)
+        parse_patterns("undecayed", self.undecayed)
 
     def check_length(self, num_steps: int, tokens_per_step: int) -> None:
         """Raises ConfigError where the schedule's parts do not make up a run of so many steps."""
-        warmup = self.warmup(tokens_per_step)
+        warmup = warmup_length(self.warmup_steps, self.warmup_tokens, tokens_per_step)
         steps = math.ceil(warmup)
         told = f"optimizer.warmup_steps={steps}"
         if self.warmup_tokens:
@@ -106,11 +94,22 @@ class OptimizerConfig(Checked):
             )
 
 
-def _entries(field: str, text: str) -> tuple[str, ...]:
+def warmup_length(steps: int, tokens: int, tokens_per_step: int) -> float:
+    """Steps of a warm-up, not rounded. One in tokens is taken to read as many in each of its steps."""
+    return tokens / tokens_per_step if tokens else float(steps)
+
+
+def parse_patterns(field: str, text: str) -> tuple[str, ...]:
+    """What stands between commas. Raises ConfigError naming the field where that is nothing."""
     entries = tuple(entry.strip() for entry in text.split(",")) if text else ()
     if not all(entries):
         raise ConfigError(f"optimizer.{field}={text!r} has an empty entry; entries stand between single commas")
     return entries
+
+
+def parse_rates(text: str) -> tuple[tuple[str, float], ...]:
+    """`optimizer.rates` as patterns and factors. Raises ConfigError where it is something else."""
+    return tuple(_factor(entry) for entry in parse_patterns("rates", text))
 
 
 def _factor(entry: str) -> tuple[str, float]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pathways_lm.config import OptimizerConfig
+from pathways_lm.config.optimizer import warmup_length
 
 Schedule = Callable[[Array], Array]
 
@@ -28,7 +29,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int, tokens_per_step: int 
         run whose batches grow, that is the first batch's, and the warm-up is right if it ends before they do.
     """
     rate, hold, final = config.learning_rate, config.hold_steps, config.final_fraction
-    warmup = config.warmup(tokens_per_step)
+    warmup = warmup_length(config.warmup_steps, config.warmup_tokens, tokens_per_step)
     begin = warmup + hold if config.schedule == "wsd" else warmup
     length = config.decay_steps if config.schedule == "wsd" else num_steps - warmup
 

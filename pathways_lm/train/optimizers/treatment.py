@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from pathways_lm.config import OptimizerConfig
+from pathways_lm.config.optimizer import parse_patterns, parse_rates
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.model import Model, Params
 
@@ -44,6 +45,7 @@ class Treatment:
 
 def treatments(config: OptimizerConfig, model: Model) -> Params:
     """A `Treatment` for each parameter. Raises ConfigError for a pattern that fits none."""
+    rates, undecayed = parse_rates(config.rates), parse_patterns("undecayed", config.undecayed)
 
     def treat(keys: tuple[Any, ...], variable: nnx.Variable) -> Treatment:
         path = "/".join(str(key.key) for key in keys)
@@ -53,16 +55,16 @@ def treatments(config: OptimizerConfig, model: Model) -> Params:
         own = tuple(place for place in range(lead + len(dims)) if place not in stack)
         rows = tuple(place for place in own if dims[place - lead] in MODEL)
         columns = tuple(place for place in own if place not in rows) if rows else ()
-        factor = next((factor for pattern, factor in config.rate_factors() if fits(pattern, path)), 1.0)
-        kept = any(fits(pattern, path) for pattern in config.undecayed_patterns())
+        factor = next((factor for pattern, factor in rates if fits(pattern, path)), 1.0)
+        kept = any(fits(pattern, path) for pattern in undecayed)
         plain = config.name != "adafactor" and path.endswith(("scale", "bias"))
         return Treatment(path, stack, rows, columns, own, lead > 0, factor, not (kept or plain))
 
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     found: Params = nnx.to_pure_dict(jax.tree_util.tree_map_with_path(treat, model.variables, is_leaf=is_variable))
     paths = [treatment.path for treatment in jax.tree.leaves(found)]
-    _check("rates", [pattern for pattern, _ in config.rate_factors()], paths)
-    _check("undecayed", config.undecayed_patterns(), paths)
+    _check("rates", tuple(pattern for pattern, _ in rates), paths)
+    _check("undecayed", undecayed, paths)
     return found
 
 
@@ -71,7 +73,7 @@ def fits(pattern: str, path: str) -> bool:
     return fnmatchcase(f"/{path}/", f"*/{pattern}/*")
 
 
-def _check(field: str, patterns: list[str] | tuple[str, ...], paths: list[str]) -> None:
+def _check(field: str, patterns: tuple[str, ...], paths: list[str]) -> None:
     for pattern in patterns:
         if not any(fits(pattern, path) for path in paths):
             names = sorted({name for path in paths for name in path.split("/")})
