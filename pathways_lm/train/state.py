@@ -39,9 +39,9 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: 
     shapes = jax.eval_shape(_wrap(optimizer, seed), model.abstract)
     placed = jax.tree.map(lambda leaf: on_mesh(leaf, model.rules.mesh), shapes)
     # Moments lie where their parameters do. Tracing does not tell: from JAX 0.12 on, zeros have no sharding.
-    lying = {_names(path): param for path, param in jax.tree_util.tree_leaves_with_path(model.abstract)}
+    lying = {parameter_names(path): param for path, param in jax.tree_util.tree_leaves_with_path(model.abstract)}
     moments = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _beside(lying[_names(path)], leaf) if leaf.shape else leaf, placed.optimizer
+        lambda path, leaf: _beside(lying[parameter_names(path)], leaf) if leaf.shape else leaf, placed.optimizer
     )
     if model.rules.offload:
         moments = jax.tree.map(
@@ -51,7 +51,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: 
     return placed._replace(optimizer=moments)
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def parameter_names(path: tuple[Any, ...]) -> tuple[str, ...]:
     """The names of the parameter that a moment is of: an optimizer's state holds dictionaries like the parameters',
     whose leaves may have parts."""
     end = len(path)
