@@ -29,6 +29,7 @@ from pathways_lm.train.flops import flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
 from pathways_lm.train.loop import Workload, run
 from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.optimizers.treatment import treatments
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import TrainState, abstract_state, from_items, initial_state, to_items
 from pathways_lm.train.step import compile_step, make_step
@@ -65,6 +66,8 @@ def main(arguments: argparse.Namespace) -> int:
         model = Model(experiment.model, rules)
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
+        # Patterns that fit no parameter are told before a corpus is prepared.
+        treatments(experiment.optimizer, model)
         corpus = prepare(experiment.data, experiment.model.vocab_size)
         session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console)
         signal = _train(session, stack)

@@ -1,7 +1,7 @@
 """Every optimizer over fifty steps against numpy in float64, written from the papers and T5X's rule.
 
-In float64 all agree to 1e-6 of an array's largest number, and much better. In fp32 those do that only add and scale;
-where a matrix is made orthogonal, rounding grows with it.
+In fp32 all agree to 1e-6 of an array's largest number, half of which is the rounding of fifty sums; the same in float64
+shows that nothing else is in it.
 """
 
 import jax
@@ -232,7 +232,8 @@ NUMPY = {"adamw": numpy_adamw, "adam": numpy_adamw, "lion": numpy_lion, "muon": 
         ("adamw", np.float64, 1.0),
         ("adam", np.float32, 1.0),
         *(("lion", np.float32, size) for size in (1.0, 1e-3)),
-        *(("muon", np.float64, size) for size in (1.0, 1e-3)),
+        *(("muon", np.float32, size) for size in (1.0, 1e-3)),
+        ("muon", np.float64, 1.0),
     ],
 )
 def test_others(make, draw, name, kind, size):
@@ -250,14 +251,6 @@ def test_others(make, draw, name, kind, size):
         for path, p in start.items()
     }
     assert_close(actual, expected)
-
-
-def test_muon_in_fp32(make, draw):
-    """Five times a polynomial of slope 3.4 makes 480 times a rounding error of what was near zero."""
-    model = make(**MOE)
-    config = OptimizerConfig(name="muon", **WARMING, weight_decay=0.1)
-    narrow, wide = (run(model, draw(model), config, kind=kind)[1] for kind in (np.float32, np.float64))
-    assert_close(narrow, wide, limit=1e-5)
 
 
 def test_muon_is_orthogonal(make, draw):
