@@ -51,11 +51,12 @@ class Experiment(Checked):
             )
         self._check_objective()
         self._check_spikes()
-        if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
-            raise ConfigError(
-                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
-                f"train.num_steps={self.train.num_steps}"
-            )
+        self.optimizer.check_length(self.train.num_steps, self.tokens_per_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch, as the papers count them: of an encoder-decoder, the encoder's."""
+        return self.data.batch_size * self.data.sequence_length
 
     def _check_spikes(self) -> None:
         """What is gone back to must still be there."""
