@@ -14,7 +14,7 @@ from pathways_lm.errors import CheckpointError, ConfigError
 # What must stay as it was when a run goes on: it decides what the parameters or the batches are.
 FIXED_SECTIONS = frozenset({"model", "data"})
 FIXED_FIELDS = frozenset({"optimizer.name"})
-FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir"})
+FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir", "data.cache"})
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -31,3 +31,5 @@ class DataConfig(Checked):
     """The share of files kept for validation, chosen by a hash of their names."""
     seed: int = bounded(0, at_least=0)
     cache_dir: str = "~/.cache/pathways_lm"
+    cache: str = ""
+    """A folder that `pathways-lm data cache` wrote, to be read in place of the sources."""

@@ -47,7 +47,7 @@ class Loader:
 
     @staticmethod
     def _source(corpus: Corpus, task: str, split: str) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource(str(corpus.shard(task, split)))
+        return grain.sources.ArrayRecordDataSource(corpus.files(task, split))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of the training stream: int32 [stop - start, L]."""

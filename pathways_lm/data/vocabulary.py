@@ -7,9 +7,10 @@ their UTF-8 bytes, and numbers are always split into single digits.
 import codecs
 import hashlib
 import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import sentencepiece
@@ -145,15 +146,18 @@ def load_vocabulary(path: str, vocab_size: int) -> Vocabulary:
     return vocabulary
 
 
-def train_vocabulary(texts: Sequence[str], size: int) -> bytes:
+def train_vocabulary(texts: Collection[str], size: int) -> bytes:
     """A SentencePiece model of up to `size` pieces, learned from `texts`; the same bytes each time.
+
+    `texts` are gone through twice; of large ones a sample is kept.
 
     A small corpus offers fewer pieces than asked for: the vocabulary is then smaller, and the last rows of
     the model's embedding stay unused. Raises DataError when there is next to no text.
     """
-    chunks = [chunk for text in texts for chunk in _chunks(text)]
-    step = -(-sum(map(len, chunks)) // _SAMPLE_CHARACTERS) or 1
-    chunks = chunks[::step]
+    step = -(-sum(map(len, texts)) // _SAMPLE_CHARACTERS) or 1
+    # No more than the sample is held, whatever the size of the texts.
+    every = itertools.chain.from_iterable(map(_chunks, texts))
+    chunks = list(itertools.islice(every, 0, None, step))
     foreign = re.compile(f"[^{re.escape(''.join(_alphabet(chunks, size)))}]+")
     model = io.BytesIO()
     try:
@@ -170,7 +174,7 @@ def train_vocabulary(texts: Sequence[str], size: int) -> bytes:
     return model.getvalue()
 
 
-def training_key(texts: Sequence[str], size: int) -> str:
+def training_key(texts: Iterable[str], size: int) -> str:
     """A hash of everything that decides what `train_vocabulary` gives."""
     digest = hashlib.sha256(
         repr((sentencepiece.__version__, size, sorted(_OPTIONS.items()), _SAMPLE_CHARACTERS)).encode()
