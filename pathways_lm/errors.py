@@ -24,6 +24,10 @@ class CheckpointError(UserError):
     """A run folder or checkpoint that cannot be used."""
 
 
+class TrainingError(UserError):
+    """A run that cannot go on by itself."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest known word, else the list of what is known."""
     known = sorted(known)

@@ -35,6 +35,7 @@ class RunFolder:
         self.model_info = self.path / "model_info.txt"
         self.parameters = self.path / "parameters.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.rewinds = self.path / "rewinds.json"
         self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tensorboard"
 

@@ -13,15 +13,16 @@ from pathways_lm.decode.sampling import Sampler
 from pathways_lm.evaluate.perplexity import Perplexity
 from pathways_lm.models.model import Model, Params
 from pathways_lm.train.loop import Hooks, Sample
+from pathways_lm.train.meter import Figures
 
 
 def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loader) -> Hooks:
     """Perplexity of the whole validation text, and a sample. Raises ConfigError for a prompt that is too long."""
-    perplexity = Perplexity(model, experiment.train.precision)
+    perplexity = Perplexity(model, experiment.train.precision, loader.mixture.tasks)
     held_out = list(loader.validation(experiment.data.batch_size))
     causal = experiment.data.objective == "causal"
 
-    def validate(params: Params) -> dict[str, float]:
+    def validate(params: Params) -> Figures:
         return perplexity(params, held_out, corpus.validation_bytes if causal else None)
 
     sample = _sampler(experiment, model, corpus) if model.config.shape == "decoder" else None

@@ -3,6 +3,7 @@
 import argparse
 import time
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,22 +16,31 @@ from pathways_lm.cli.describe import describe_run, mesh_text
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.hooks import make_hooks
 from pathways_lm.cli.report import write_page
+from pathways_lm.cli.restore import Restorer
 from pathways_lm.config import Experiment
 from pathways_lm.configure import load
-from pathways_lm.data.cache import Corpus, prepare
+from pathways_lm.data.balance import Balance
+from pathways_lm.data.cache import TRAIN, Corpus, prepare
+from pathways_lm.data.course import Course
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import check_lengths, make_objective
-from pathways_lm.errors import CheckpointError, UserError
+from pathways_lm.data.ramp import Ramp, check_ramp, make_ramp
+from pathways_lm.errors import UserError
 from pathways_lm.mesh import join_processes, make_mesh
+from pathways_lm.models.batch import Batch
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
 from pathways_lm.sharding import check_fit, rules_of
-from pathways_lm.train.flops import flops_per_token, peak_flops, read_tokens
+from pathways_lm.train.books import Books, last_books
+from pathways_lm.train.flops import device_watts, flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
-from pathways_lm.train.loop import Workload, run
+from pathways_lm.train.loop import Loop
+from pathways_lm.train.meter import Workload
 from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import make_schedule
-from pathways_lm.train.state import TrainState, abstract_state, from_items, initial_state, to_items
+from pathways_lm.train.spikes import Rewinds, Spikes
+from pathways_lm.train.state import abstract_state, initial_state
 from pathways_lm.train.step import compile_step, make_step
 
 
@@ -44,10 +54,12 @@ class Session(NamedTuple):
     model: Model
     corpus: Corpus
     console: Console
+    began: float
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Trains until the end, or until asked to stop. Returns 0, or 128 + the signal that stopped it."""
+    began = time.perf_counter()
     experiment = load(arguments.config, arguments.overrides, arguments.gin_bindings)
     prepare_devices(arguments, experiment.data.cache_dir)
     join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
@@ -62,11 +74,11 @@ def main(arguments: argparse.Namespace) -> int:
         if first:
             folder.create()
             stack.enter_context(folder.lock())
-        model = Model(experiment.model, rules)
+        model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
         corpus = prepare(experiment.data, experiment.model.vocab_size)
-        session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console)
+        session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console, began)
         signal = _train(session, stack)
     if first:
         try:
@@ -82,28 +94,39 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _train(session: Session, stack: ExitStack) -> int | None:
-    """Restores or starts, compiles, runs. Returns the signal that stopped it early, if one did."""
-    experiment, source, folder, changes, model, corpus, console = session
+    """Restores or starts, and runs. Returns the signal that stopped it early, if one did."""
+    experiment, source, folder, changes, model, corpus, console, began = session
     train, data = experiment.train, experiment.data
+    first = jax.process_index() == 0
+    books = Books(began)
     schedule = make_schedule(experiment.optimizer, train.num_steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
-    objective = make_objective(data, corpus.vocabulary)
-    loader = Loader(corpus, data, objective)
+    ramp = make_ramp(data)
+    check_ramp(experiment, ramp, model.rules)
+    balance = make_balance(experiment, corpus, ramp)
+    loader = Loader(corpus, data, make_objective(data, corpus.vocabulary), balance.mixture, ramp)
     hooks = make_hooks(experiment, model, corpus, loader)
     store = stack.enter_context(closing(Store(folder.path, train.checkpoints_kept)))
-    facts = {"data_fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}
-    damaged: list[tuple[int, str]] = []
-    state = _restore(store, abstract_state(model, optimizer), damaged, facts)
+    rewinds = Rewinds(folder.rewinds)
+    restorer = Restorer(store, abstract_state(model, optimizer), corpus, rewinds)
+    state, found = restorer.newest()
     if state is None:
-        state = initial_state(model, optimizer, train.seed)
+        state = initial_state(model, optimizer, train.seed, train.loss_scale)
     step = int(state.step)
+    course = stack.enter_context(Course(loader, balance, model.rules("batch", None), step))
+    spikes = Spikes(train)
+    if found is not None:
+        course.go_back(step, found, max(rewinds.skips, tuple(map(tuple, found["skips"])), key=len))
+        spikes.restore(found["spikes"])
+        if last := last_books(folder.metrics):
+            books.follow(*last, found["productive_seconds"])
     log: Log | Silence = Silence()
-    if jax.process_index() == 0:
+    if first:
         # Not before the checkpoint was found to belong to this experiment.
         describe_run(folder, experiment, source, model, corpus)
         log = Log(folder.metrics, folder.samples, folder.tensorboard, console, train.num_steps, step)
     stack.enter_context(log)
-    for number, problem in damaged:
+    for number, problem in restorer.damaged:
         console.print(f"{problem}; using step {step}", style="yellow", highlight=False, soft_wrap=True)
         log.event(number, "damaged", problem)
     if step >= train.num_steps:
@@ -112,35 +135,43 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         return None
     if step:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
+    log.event(step, "resume" if step else "start", "; ".join(changes))
+    update = make_step(model, optimizer, schedule, train)
 
-    began = time.perf_counter()
-    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, loader.example)
-    compiled_in = f"compiled the step in {time.perf_counter() - began:.1f} s"
-    console.print(compiled_in, highlight=False)
-    log.event(step, "resume" if step else "start", "; ".join([compiled_in, *changes]))
-    batches = stack.enter_context(closing(loader.batches(step, model.rules("batch", None))))
-    workload = Workload(
-        tokens_per_step=sum(tokens.size for tokens in read_tokens(loader.example)),
-        flops_per_token=flops_per_token(model, loader.example),
-        peak_flops=peak_flops(jax.devices()[0].device_kind, model.rules.mesh.size),
+    @cache
+    def step_for(batch_size: int) -> Any:
+        since = time.perf_counter()
+        with books.spent("compile"):
+            compiled = compile_step(update, model, optimizer, loader.example(batch_size))
+        rows = f" for batches of {batch_size}" if len(ramp.sizes) > 1 else ""
+        console.print(f"compiled the step{rows} in {time.perf_counter() - since:.1f} s", highlight=False)
+        return compiled
+
+    # The first is compiled before anything else takes time.
+    step_for(ramp.batch_size(step))
+    workload = workload_of(model, loader.example(data.batch_size), data.batch_size, balance.mixture.tasks)
+    facts = restorer.facts
+    loop = Loop(
+        *(train, state, step_for, course, store, facts, log, workload, hooks, books, spikes, rewinds),
+        restore=restorer.back_to,
+        first=first,
     )
-    _, signal = run(train, state, compiled, batches, store, facts, log, workload, hooks)
-    return signal
+    return loop.run()[1]
 
 
-def _restore(
-    store: Store, abstract: TrainState, damaged: list[tuple[int, str]], facts: dict[str, Any]
-) -> TrainState | None:
-    """The newest whole checkpoint's state, on this mesh. Raises CheckpointError where its data was other data."""
-    restored = store.restore(to_items(abstract), lambda *problem: damaged.append(problem), writable=True)
-    if restored is None:
-        return None
-    step, items, saved = restored
-    for name, what in (("vocabulary_fingerprint", "another vocabulary"), ("data_fingerprint", "other data")):
-        if saved[name] != facts[name]:
-            raise CheckpointError(
-                f"checkpoint {step} in '{store.folder}' was trained on {what} "
-                f"({saved[name][:12]}, not {facts[name][:12]}); "
-                "bring the corpus back as it was, or choose another run folder"
-            )
-    return from_items(items)
+def make_balance(experiment: Experiment, corpus: Corpus, ramp: Ramp) -> Balance:
+    """The shares of a run's tasks. Raises ConfigError for weights that cannot be."""
+    sequences = {task: splits[TRAIN].sequences for task, splits in corpus.counts.items()}
+    return Balance(experiment.mixing, corpus.rates, sequences, ramp.rows_before(experiment.train.num_steps))
+
+
+def workload_of(model: Model, example: Batch, rows: int, tasks: tuple[str, ...]) -> Workload:
+    """What is known of a step's work before it runs, on the devices there are."""
+    kind, size = jax.devices()[0].device_kind, model.rules.mesh.size
+    return Workload(
+        tokens_per_row=sum(tokens.size for tokens in read_tokens(example)) // rows,
+        flops_per_token=flops_per_token(model, example),
+        peak_flops=peak_flops(kind, size),
+        watts=device_watts(kind, size),
+        tasks=tasks if len(tasks) > 1 else (),
+    )

@@ -7,6 +7,7 @@ Every field is checked for its type and range where it is declared, and for its 
 from pathways_lm.config.data import DataConfig
 from pathways_lm.config.experiment import SECTIONS, Experiment, build, from_dict, to_dict
 from pathways_lm.config.mesh import MeshConfig
+from pathways_lm.config.mixing import MixingConfig
 from pathways_lm.config.model import ModelConfig, MoEConfig
 from pathways_lm.config.optimizer import OptimizerConfig
 from pathways_lm.config.train import SampleConfig, TrainConfig
@@ -16,6 +17,7 @@ __all__ = [
     "DataConfig",
     "Experiment",
     "MeshConfig",
+    "MixingConfig",
     "MoEConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -27,6 +27,9 @@ class DataConfig(Checked):
     sequence_length: int = bounded(2048, at_least=2)
     batch_size: int = bounded(512, at_least=1)
     """Sequences in a batch, over all devices."""
+    batch_ramp: str = ""
+    """Smaller batches before: `512x50000,1024x65000` (sizes and steps, PaLM), or `32+32/12e9` (from a size by so much
+    over so many tokens, MT-NLG)."""
     validation_fraction: float = bounded(0.02, above=0, at_most=0.5)
     """The share of files kept for validation, chosen by a hash of their names."""
     seed: int = bounded(0, at_least=0)

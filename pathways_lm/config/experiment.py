@@ -8,6 +8,7 @@ from typing import Any
 from pathways_lm.checked import Checked
 from pathways_lm.config.data import DataConfig
 from pathways_lm.config.mesh import MeshConfig
+from pathways_lm.config.mixing import MixingConfig
 from pathways_lm.config.model import ModelConfig
 from pathways_lm.config.optimizer import OptimizerConfig
 from pathways_lm.config.train import SampleConfig, TrainConfig
@@ -23,6 +24,7 @@ class Experiment(Checked):
     train: TrainConfig
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
+    mixing: MixingConfig = MixingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
 
@@ -73,6 +75,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "mesh": MeshConfig,
     "data": DataConfig,
+    "mixing": MixingConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
     "sample": SampleConfig,

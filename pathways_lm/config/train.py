@@ -19,8 +19,28 @@ class TrainConfig(Checked):
     pipeline: str = bounded("1f1b", one_of=("gpipe", "1f1b"))
     """When stages go back: after all microbatches went forward, or, so that few are on their way, as soon as the first
     has arrived. With mesh.stage above 1."""
-    precision: str = bounded("fp32", one_of=("fp32", "bf16"))
-    """The type of the arithmetic; parameters and optimizer stay fp32."""
+    precision: str = bounded("fp32", one_of=("fp32", "bf16", "bf16_pure", "fp16"))
+    """The type of the arithmetic. Parameters stay fp32, but with `bf16_pure`, whose updates are rounded by chance."""
+    loss_scale: float = bounded(2.0**16, above=0)
+    """`fp16`: what the loss is multiplied by at first. It is halved where gradients overflow."""
+    loss_scale_interval: int = bounded(2000, at_least=1)
+    """`fp16`: it is doubled after so many finite updates."""
+    loss_scale_floor: float = bounded(1.0, above=0)
+    """`fp16`: the least it becomes."""
+    skips_allowed: int = bounded(100, at_least=1)
+    """Updates in a row that are not finite, which are skipped, before the run gives up."""
+    spike_threshold: float = bounded(0.0, at_least=0)
+    """A spike is a step whose loss and gradient norm lie so many robust deviations above the steps before it, or
+    `spike_patience` in a row whose loss does; 0 looks for none."""
+    spike_window: int = bounded(100, at_least=20)
+    """Steps that a step is compared with."""
+    spike_patience: int = bounded(5, at_least=1)
+    spike_rewind: int = bounded(100, at_least=1)
+    """After a spike, what is skipped begins so many steps before it (PaLM, section 5.1: roughly 100)."""
+    spike_skip: int = bounded(200, at_least=1)
+    """Batches that are skipped (PaLM: roughly 200 to 500)."""
+    spikes_allowed: int = bounded(10, at_least=1)
+    """Spikes after which the run gives up."""
     z_loss: float = bounded(1e-4, at_least=0)
     log_every: int = bounded(10, at_least=1)
     eval_every: int = bounded(500, at_least=1)

@@ -20,3 +20,5 @@ class Batch(NamedTuple):
     """bool: positions that all of their document see, whatever stands before what."""
     token_types: Any = None
     """int32: BERT's first or second sentence."""
+    tasks: Any = None
+    """fp32 [B, T]: 1 at the task that each row is from, where there are several."""

@@ -15,12 +15,27 @@ from pathways_lm.sharding import Rules, on_mesh, whole_sequences
 Params = dict[str, Any]
 
 
-class Model:
-    """One of the shapes on a mesh, apart from its parameters, which are plain dictionaries of arrays."""
+def kept_fp32(path: tuple[jax.tree_util.DictKey, ...]) -> bool:
+    """Whether a parameter is stored and used in fp32 whatever the others are: norms, routers and biases."""
+    return path[-1].key in ("scale", "bias", "router")
 
-    def __init__(self, config: ModelConfig, rules: Rules):
+
+def cast(params: Params, dtype: jnp.dtype) -> Params:
+    """Parameters in a type, but for those kept in fp32."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if kept_fp32(path) else leaf.astype(dtype), params)
+
+
+class Model:
+    """One of the shapes on a mesh, apart from its parameters, which are plain dictionaries of arrays.
+
+    Args:
+      dtype: in which parameters are stored, but for those kept in fp32.
+    """
+
+    def __init__(self, config: ModelConfig, rules: Rules, dtype: jnp.dtype = jnp.dtype(jnp.float32)):  # noqa: B008
         self.config = config
         self.rules = rules
+        self.dtype = dtype
         graphdefs = []
 
         def build(seed: Array) -> nnx.State:
@@ -34,7 +49,7 @@ class Model:
         self.variables = jax.eval_shape(build, seed)
         self.graphdef = graphdefs[0]
         traced = nnx.to_pure_dict(self.variables)
-        self.abstract: Params = jax.tree.map(lambda leaf: on_mesh(leaf, rules.mesh), traced)
+        self.abstract: Params = jax.tree_util.tree_map_with_path(self._stored, traced)
         is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
         self.held = nnx.to_pure_dict(jax.tree.map(self._holding, self.variables, is_leaf=is_variable))
 
@@ -42,7 +57,11 @@ class Model:
         """Parameters drawn from `seed`: the same numbers on every mesh."""
         assert isinstance(self.rules.mesh, Mesh)
         on_mesh = jax.device_put(jnp.uint32(seed), self.rules())
-        return jax.jit(lambda seed: nnx.to_pure_dict(self._build(seed)))(on_mesh)
+        return jax.jit(lambda seed: cast(nnx.to_pure_dict(self._build(seed)), self.dtype))(on_mesh)
+
+    def _stored(self, path: tuple[jax.tree_util.DictKey, ...], traced: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        placed = on_mesh(traced, self.rules.mesh)
+        return placed if kept_fp32(path) else placed.update(dtype=self.dtype)
 
     def _holding(self, variable: nnx.Variable) -> NamedSharding:
         stack = (None,) * (len(variable.get_value().shape) - len(variable.dims))
@@ -52,7 +71,7 @@ class Model:
     def with_whole_sequences(self) -> "Model":
         """The same model, and parameters that lie alike, on devices that do not cut sequences."""
         rules = whole_sequences(self.rules)
-        return self if rules == self.rules else Model(self.config, rules)
+        return self if rules == self.rules else Model(self.config, rules, self.dtype)
 
     def hold(self, params: Params) -> Params:
         """Parameters as they lie throughout a step (`Rules.held`). Gradients of these are sums still to be added."""

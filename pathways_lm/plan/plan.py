@@ -25,6 +25,7 @@ from pathways_lm.plan.roofline import Roofline, roofline
 from pathways_lm.sharding import check_fit, rules_of
 from pathways_lm.train.flops import flops_per_token, read_tokens
 from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import TrainState, abstract_state
 from pathways_lm.train.step import compile_step, make_step
@@ -126,7 +127,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     rules = rules_of(experiment.mesh, mesh)
     check_fit(experiment, rules)
     check_lengths(experiment.data, rules)
-    model = Model(experiment.model, rules)
+    model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
     schedule = make_schedule(experiment.optimizer, experiment.train.num_steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     batch = abstract_batch(experiment.data)

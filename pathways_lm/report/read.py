@@ -83,12 +83,12 @@ def read_run(folder: str | Path) -> Run:
 def _history(rows: list[Row], kind: str) -> tuple[Row, ...]:
     """The rows that led to the run's present state.
 
-    A process that resumes at a step does all later ones again: what an earlier process wrote about
-    them is forgotten. Of several rows for one step the last counts.
+    A process that resumes at a step, or goes back to it after a spike, does all later ones again: what was written
+    about them is forgotten. Of several rows for one step the last counts.
     """
     kept: dict[int, Row] = {}
     for row in rows:
-        if _begins(row):
+        if _begins(row) or row.get("what") == "rewind":
             kept = {step: old for step, old in kept.items() if step <= row["step"]}
         elif row.get("kind") == kind:
             kept[row["step"]] = row

@@ -25,6 +25,16 @@ def peak_flops(device_kind: str, num_devices: int = 1) -> float | None:
     return num_devices * PEAK_FLOPS[max(known, key=len)] if known else None
 
 
+# Of one device at work, as data sheets and "TPU v4" (arXiv:2304.01433, table 4) tell them.
+WATTS = {"TPU v4": 170.0, "NVIDIA A100": 400.0, "NVIDIA H100": 700.0, "NVIDIA H200": 700.0}
+
+
+def device_watts(device_kind: str, num_devices: int) -> float | None:
+    """The power of so many devices; None where it is not known."""
+    known = [name for name in WATTS if device_kind.startswith(name)]
+    return num_devices * WATTS[max(known, key=len)] if known else None
+
+
 def read_tokens(batch: Batch) -> list[Any]:
     """The arrays of tokens that a model reads, the encoder's first."""
     return [tokens for tokens in (batch.encoder_tokens, batch.tokens) if tokens is not None]

@@ -1,6 +1,7 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, and a progress bar."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,16 +48,17 @@ class Log:
         self._tensorboard.close()
 
     def train(self, step: int, figures: dict[str, Any]) -> None:
-        """Figures of a training step; lists go to the file alone."""
+        """Figures of a training step; those of layers go to the file alone."""
         self._write("train", step, figures)
-        text = f"loss {figures['loss']:.3f}  {figures['tokens_per_second']:,.0f} tokens/s"
+        loss = "not finite" if figures["loss"] is None else f"{figures['loss']:.3f}"
+        text = f"loss {loss}  {figures['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in figures:
             text += f"  MFU {figures['mfu']:.1%}"
         self._progress.update(self._bar, completed=step, figures=text)
         if not self.console.is_terminal:
             self.console.print(f"step {step}  {text}", highlight=False, soft_wrap=True)
 
-    def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None:
+    def validation(self, step: int, figures: dict[str, Any], yardsticks: dict[str, float]) -> None:
         """Validation, with what general compressors make of the same text."""
         self._write("validation", step, figures)
         text = f"step {step}  validation {figures['loss']:.4f} nats/token"
@@ -76,8 +78,16 @@ class Log:
 
     def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         self._metrics.add({"kind": kind, "step": step, "time": time.time(), **figures})
-        numbers = {f"{kind}/{name}": value for name, value in figures.items() if not isinstance(value, list)}
-        self._tensorboard.scalars(step, numbers)
+        self._tensorboard.scalars(step, dict(_numbers(kind, figures)))
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Single numbers by path, without lists and what is not known."""
+    if isinstance(value, dict):
+        for inner, each in value.items():
+            yield from _numbers(f"{name}/{inner}", each)
+    elif isinstance(value, (int, float)):
+        yield name, value
 
 
 class Silence:

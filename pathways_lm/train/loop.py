@@ -1,46 +1,49 @@
-"""The loop: batches in, figures and checkpoints out."""
+"""The loop: batches in, figures and checkpoints out; and back again after a spike."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax import Array
 
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import TrainConfig
-from pathways_lm.errors import CheckpointError
+from pathways_lm.errors import CheckpointError, TrainingError
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Params
+from pathways_lm.train.books import Books
+from pathways_lm.train.meter import Figures, Meter, Workload, Writer
+from pathways_lm.train.spikes import Rewind, Rewinds, Spikes
 from pathways_lm.train.state import TrainState, to_items
-from pathways_lm.train.step import Metrics, Step
+from pathways_lm.train.step import Step
 from pathways_lm.train.stop import StopRequest
 
-# The means of these over the steps since the last row are logged; of the others, the last value.
-AVERAGED = ("loss", "z_loss", "grad_norm")
-
-Figures = dict[str, Any]
-"""Numbers by name; what is told of every layer is a list."""
 Sample = Callable[[Params, Array, int], tuple[str, str]]
 """A prompt and the model's continuation, from the parameters, the run's key and the step."""
 
 
-class Writer(Protocol):
-    """What the loop needs of a log."""
+class Course(Protocol):
+    """The batches of a run in order, and whose turn it is."""
 
-    def train(self, step: int, figures: Figures) -> None: ...
-    def validation(self, step: int, figures: dict[str, float], yardsticks: dict[str, float]) -> None: ...
-    def event(self, step: int, what: str, detail: str = "") -> None: ...
-    def sample(self, step: int, prompt: str, text: str) -> None: ...
+    def take(self) -> Batch: ...
+    def due(self) -> bool: ...
+    def change(self) -> dict[str, float]: ...
+    def note(self, nll_T: np.ndarray, tokens_T: np.ndarray) -> None: ...
+    def rows_read(self, step: int) -> int: ...
+    def batch_size(self, step: int) -> int: ...
+    def facts(self) -> dict[str, Any]: ...
+    def go_back(self, step: int, facts: dict[str, Any], skips: tuple[tuple[int, int], ...]) -> None: ...
+    @property
+    def shares(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
 class Hooks:
     """What is done with the parameters at every validation."""
 
-    validate: Callable[[Params], dict[str, float]]
+    validate: Callable[[Params], Figures]
     """Figures of the validation text: `loss` and, where all of it is scored, `bits_per_byte`."""
     sample: Sample | None
     """None for a model that does not continue text."""
@@ -48,119 +51,148 @@ class Hooks:
     """Bits per byte of general compressors on the same text."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What one step works on, to turn seconds into rates."""
-
-    tokens_per_step: int
-    flops_per_token: float
-    peak_flops: float | None
-    """Of all devices together; None where it is not known."""
-
-
 @dataclass
-class Meter:
-    """Turns device figures into log rows, one interval late, so that the device never waits for the log."""
-
-    workload: Workload
-    log: Writer
-    _kept: list[tuple[int, Metrics]] = field(default_factory=list)
-    _since: float = field(default_factory=lambda: time.perf_counter())
-    _excluded: float = 0.0
-
-    def keep(self, step: int, metrics: Metrics) -> None:
-        """Remembers a step's figures, still on the device."""
-        self._kept.append((step, metrics))
-
-    def write(self) -> None:
-        """Waits for the steps kept and logs them as one row."""
-        if not self._kept:
-            return
-        rows: list[Figures] = jax.device_get([metrics for _, metrics in self._kept])
-        now = time.perf_counter()
-        step, count = self._kept[-1][0], len(rows)
-        seconds = max(now - self._since - self._excluded, 1e-9)
-        self._kept, self._since, self._excluded = [], now, 0.0
-        figures: Figures = {
-            name: np.asarray(value).tolist() for name, value in rows[-1].items() if name != "batch_tokens"
-        }
-        figures |= {name: sum(float(row[name]) for row in rows) / count for name in AVERAGED}
-        rate = count * self.workload.tokens_per_step / seconds
-        figures |= {
-            "tokens": step * self.workload.tokens_per_step,
-            "tokens_per_second": rate,
-            "step_seconds": seconds / count,
-        }
-        if self.workload.peak_flops:
-            figures["mfu"] = rate * self.workload.flops_per_token / self.workload.peak_flops
-        self.log.train(step, figures)
-
-    def exclude(self, seconds: float) -> None:
-        """Time spent on other things than steps."""
-        self._excluded += seconds
-
-
-def run(
-    config: TrainConfig,
-    state: TrainState,
-    step_function: Step,
-    batches: Iterator[Batch],
-    store: Store,
-    facts: dict[str, Any],
-    log: Writer,
-    workload: Workload,
-    hooks: Hooks,
-) -> tuple[TrainState, int | None]:
+class Loop:
     """Trains from where `state` stands to `config.num_steps`, or until asked to stop.
-
-    Returns:
-      The last state, and the signal that stopped the run before its end, if one did.
 
     Raises:
       CheckpointError: the run folder cannot be written any more. What was finished is kept.
+      TrainingError: updates are not finite, or spikes do not end.
     """
-    first = int(state.step)
-    meter = Meter(workload, log)
-    try:
-        with StopRequest() as stop:
-            if first == 0:
-                meter.exclude(_validate(state, 0, log, hooks))
-            for step in range(first + 1, config.num_steps + 1):
-                state, metrics = step_function(state, next(batches))
-                last, stopping = step == config.num_steps, stop.after(step)
-                # The device has this step to do while the rows of the steps before it are written.
-                if (step - 1) % config.log_every == 0:
-                    meter.write()
-                meter.keep(step, metrics)
-                if step % config.eval_every == 0 or last:
-                    meter.write()
-                    meter.exclude(_validate(state, step, log, hooks))
-                if step % config.checkpoint_every == 0 or last or stopping:
-                    # Saving waits for the device: the steps before it are counted first.
-                    meter.write()
-                    began = time.perf_counter()
-                    store.save(step, to_items(state), facts)
-                    log.event(step, "checkpoint")
-                    meter.exclude(time.perf_counter() - began)
-                if stopping and not last:
-                    store.wait()
-                    assert stop.signal is not None
-                    log.event(step, "stop", f"signal {stop.signal}")
-                    return state, stop.signal
-            store.wait()
-            log.event(config.num_steps, "stop", "all steps done")
-    except OSError as error:
-        raise CheckpointError(
-            f"run folder '{store.folder.parent}' cannot be written: {error.strerror or error}"
-        ) from error
-    return state, None
 
+    config: TrainConfig
+    state: TrainState
+    step_for: Callable[[int], Step]
+    """The step compiled for batches of a size."""
+    course: Course
+    store: Store
+    facts: dict[str, Any]
+    """Of the data and the vocabulary, kept with every checkpoint."""
+    log: Writer
+    workload: Workload
+    hooks: Hooks
+    books: Books
+    spikes: Spikes
+    rewinds: Rewinds
+    restore: Callable[[int], tuple[TrainState, dict[str, Any]]]
+    """The newest checkpoint not behind a step, all later ones dropped: its state and facts."""
+    first: bool = True
+    """Whether this process writes files."""
 
-def _validate(state: TrainState, step: int, log: Writer, hooks: Hooks) -> float:
-    """Validates and samples; returns the seconds it took."""
-    began = time.perf_counter()
-    figures = hooks.validate(state.params)
-    log.validation(step, {**figures, "seconds": time.perf_counter() - began}, hooks.yardsticks)
-    if hooks.sample is not None:
-        log.sample(step, *hooks.sample(state.params, state.rng, step))
-    return time.perf_counter() - began
+    def run(self) -> tuple[TrainState, int | None]:
+        """Returns the last state, and the signal that stopped the run before its end, if one did."""
+        self.meter = Meter(self.workload, self.log, self.course.rows_read, self.config.skips_allowed)
+        try:
+            with StopRequest() as stop:
+                return self.state, self._steps(stop)
+        except OSError as error:
+            raise CheckpointError(
+                f"run folder '{self.store.folder.parent}' cannot be written: {error.strerror or error}"
+            ) from error
+
+    def _steps(self, stop: StopRequest) -> int | None:
+        config = self.config
+        step = int(self.state.step)
+        if step == 0:
+            self._validate(0)
+            if config.spike_threshold:
+                self._save(0)
+        self.books.turn("step")
+        while step < config.num_steps:
+            step = self._step(step)
+            last, stopping = step == config.num_steps, stop.after(step)
+            if step % config.eval_every == 0 or last:
+                step = self._write(step)
+                self._validate(step)
+            if step % config.checkpoint_every == 0 or last or stopping:
+                # Saving waits for the device: the steps before it are counted first.
+                step = self._write(step)
+                self._save(step)
+            if stopping and step < config.num_steps:
+                self.store.wait()
+                assert stop.signal is not None
+                self.log.event(step, "stop", f"signal {stop.signal}")
+                return stop.signal
+        self.store.wait()
+        self.log.event(config.num_steps, "stop", "all steps done")
+        return None
+
+    def _step(self, done: int) -> int:
+        """The step behind `done`; returns how many are done then, which are fewer after a spike."""
+        if self.course.due():
+            done, before = self._write(done), done
+            if done < before:
+                return done
+            shares = self.course.change()
+            self.log.event(done, "shares", "  ".join(f"{task} {share:.3f}" for task, share in shares.items()))
+        with self.books.spent("input"):
+            batch = self.course.take()
+        step_function = self.step_for(self.course.batch_size(done))
+        self.state, metrics = step_function(self.state, batch)
+        step = done + 1
+        # The device has this step to do while the rows of the steps before it are written.
+        if done % self.config.log_every == 0:
+            before, step = step, self._write(step)
+            if step < before:
+                return step
+        self.meter.keep(step, metrics)
+        return step
+
+    def _write(self, step: int) -> int:
+        """Logs the steps kept and looks at them. Returns `step`, or one before it if there was a spike."""
+        for number, row in self.meter.write(self._more):
+            finite = bool(np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"]))
+            if self.workload.tasks and finite:
+                self.course.note(*row["tasks"])
+            if self.spikes.found(float(row["loss"]), float(row["grad_norm"])):
+                return self._go_back(number, float(row["loss"]))
+        return step
+
+    def _more(self) -> Figures:
+        figures: Figures = self.books.rows()
+        if self.workload.watts:
+            figures["energy_kwh"] = self.workload.watts * sum(self.books.seconds.values()) / 3.6e6
+        if self.workload.tasks:
+            figures["shares"] = self.course.shares
+        return figures
+
+    def _go_back(self, spike: int, loss: float) -> int:
+        """PaLM's remedy. Returns the step that training goes on from."""
+        config = self.config
+        if len(self.rewinds.done) == config.spikes_allowed:
+            raise TrainingError(
+                f"step {spike} is spike {config.spikes_allowed + 1} of the loss ({loss:.3f}); train.spikes_allowed="
+                f"{config.spikes_allowed}: lower optimizer.learning_rate, or raise train.spike_threshold"
+            )
+        self.store.wait()
+        target = max(spike - 1 - config.spike_rewind, 0)
+        restored = max(step for step in self.store.steps() if step <= target)
+        at = max(restored, target)
+        rows = config.spike_skip * self.course.batch_size(at)
+        self.rewinds.add(Rewind(spike, restored, at, rows), write=self.first)
+        self.state, facts = self.restore(restored)
+        self.meter.forget()
+        self.spikes.restore(facts["spikes"])
+        self.course.go_back(restored, facts, self.rewinds.skips)
+        self.books.lose(facts["productive_seconds"])
+        what = f"spike at step {spike} (loss {loss:.3f}): {config.spike_skip} batches skipped from step {at + 1} on"
+        self.log.event(restored, "rewind", what)
+        return restored
+
+    def _save(self, step: int) -> None:
+        began = time.perf_counter()
+        with self.books.spent("checkpoint"):
+            productive = self.books.seconds["step"]
+            facts = {**self.facts, **self.course.facts(), "spikes": self.spikes.to_json()}
+            self.store.save(step, to_items(self.state), {**facts, "productive_seconds": productive})
+            self.log.event(step, "checkpoint")
+        self.meter.exclude(time.perf_counter() - began)
+
+    def _validate(self, step: int) -> None:
+        began = time.perf_counter()
+        with self.books.spent("validation"):
+            figures = self.hooks.validate(self.state.params)
+            self.log.validation(step, {**figures, "seconds": time.perf_counter() - began}, self.hooks.yardsticks)
+            if self.hooks.sample is not None:
+                self.log.sample(step, *self.hooks.sample(self.state.params, self.state.rng, step))
+        self.meter.exclude(time.perf_counter() - began)

@@ -25,6 +25,8 @@ class Sums(NamedTuple):
     log_z_squared: Array
     tokens: Array
     """Targets scored."""
+    tasks: Array | None = None
+    """[2, T]: negative log-likelihood and targets of each task, where there are several."""
     routing: RouterSums | None = None
     """Of all MoE layers, the encoder's first: each array has a leading dimension of layers."""
 
@@ -37,17 +39,26 @@ def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, 
     """
     bound = model.bind(precision.cast(params))
     output: Output = bound(batch, key)
-    return score(output.logits_BLV, bound.lay(batch.targets))._replace(routing=_routing(output))
+    return score(output.logits_BLV, bound.lay(batch.targets), batch.tasks)._replace(routing=_routing(output))
 
 
-def score(logits_BLV: Array, targets_BL: Array) -> Sums:
-    """The sums over all targets but padding. The targets are laid as the logits."""
+def score(logits_BLV: Array, targets_BL: Array, tasks_BT: Array | None = None) -> Sums:
+    """The sums over all targets but padding. The targets are laid as the logits.
+
+    Args:
+      tasks_BT: 1 at each row's task.
+    """
     nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
     weight_BL = (targets_BL != PADDING).astype(jnp.float32)
+    nll_B, tokens_B = jnp.sum(nll_BL * weight_BL, axis=1), jnp.sum(weight_BL, axis=1)
+    tasks = None
+    if tasks_BT is not None:
+        tasks = jnp.stack([jnp.sum(tasks_BT * each_B[:, None], axis=0) for each_B in (nll_B, tokens_B)])
     return Sums(
-        nll=jnp.sum(nll_BL * weight_BL),
+        nll=jnp.sum(nll_B),
         log_z_squared=jnp.sum(jnp.square(log_z_BL) * weight_BL),
-        tokens=jnp.sum(weight_BL),
+        tokens=jnp.sum(tokens_B),
+        tasks=tasks,
     )
 
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import Rules, on_mesh
+from pathways_lm.train.guard import Guard, first_guard
 
 
 class TrainState(NamedTuple):
@@ -20,13 +21,17 @@ class TrainState(NamedTuple):
     optimizer: Any
     rng: Array
     """uint32 [2]: the key of everything random after initialisation, folded with the step."""
+    guard: Guard
+    """What is known of updates that were not finite."""
 
 
-def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def initial_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, loss_scale: float = 1.0
+) -> TrainState:
     """Step 0. The same numbers on every mesh."""
 
     def build(params: Params) -> TrainState:
-        state = _wrap(optimizer, seed)(params)
+        state = _wrap(optimizer, seed, loss_scale)(params)
         return state._replace(optimizer=to_host(model.rules, state.optimizer))
 
     return jax.jit(build, out_shardings=shardings(abstract_state(model, optimizer, seed)))(model.initialise(seed))
@@ -75,18 +80,27 @@ def shardings(abstract: TrainState) -> TrainState:
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint holds it: parameters apart, for those who want nothing else."""
-    return {"params": state.params, "training": {"step": state.step, "optimizer": state.optimizer, "rng": state.rng}}
+    rest = state._asdict()
+    return {"params": rest.pop("params"), "training": {**rest, "guard": state.guard._asdict()}}
 
 
 def from_items(items: dict[str, Any]) -> TrainState:
     """The inverse of `to_items`."""
-    return TrainState(params=items["params"], **items["training"])
+    rest = items["training"]
+    return TrainState(params=items["params"], **{**rest, "guard": Guard(**rest["guard"])})
 
 
-def _wrap(optimizer: optax.GradientTransformation, seed: int) -> Any:
+def as_fp32(params: Params) -> Params:
+    """Parameters as updates are computed with, whatever they are stored in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+def _wrap(optimizer: optax.GradientTransformation, seed: int, loss_scale: float = 1.0) -> Any:
     def wrap(params: Params) -> TrainState:
         # A stream apart from the one that drew the parameters.
         rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, optimizer.init(as_fp32(params)), rng, first_guard(loss_scale)
+        )
 
     return wrap

@@ -1,7 +1,6 @@
 """One update: loss, gradients, optimizer. Pure; jitted and donated by `compile_step`."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,17 +19,19 @@ from pathways_lm.models.model import Model, Params
 from pathways_lm.pipeline.parts import Parts, Score
 from pathways_lm.pipeline.run import Pipeline
 from pathways_lm.pipeline.timetable import Timetable
+from pathways_lm.train.guard import chosen, next_guard
 from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
-from pathways_lm.train.precision import POLICIES
+from pathways_lm.train.precision import POLICIES, stochastic_round
 from pathways_lm.train.schedule import Schedule
-from pathways_lm.train.state import TrainState, abstract_state, shardings, to_device, to_host
+from pathways_lm.train.state import TrainState, abstract_state, as_fp32, shardings, to_device, to_host
 
 Metrics = dict[str, Array]
+_ROUNDING = 1 << 30
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def gradient_sums(
-    model: Model, config: TrainConfig, params: Params, batch: Batch, key: Array | None
+    model: Model, config: TrainConfig, params: Params, batch: Batch, key: Array | None, scale: Array | float = 1.0
 ) -> tuple[Params, Sums]:
     """Gradients of the summed loss, and the sums, over all microbatches of a batch.
 
@@ -39,6 +40,7 @@ def gradient_sums(
 
     Args:
       key: for dropout and routers, folded with the number of the microbatch.
+      scale: of the loss, and so of the gradients.
     """
     policy = POLICIES[config.precision]
     moe = model.config.moe
@@ -47,18 +49,19 @@ def gradient_sums(
         share = routed_tokens(model, batch) / jnp.sum((batch.targets != PADDING).astype(jnp.float32))
 
     def scored(logits_BLV: Array, part: Batch) -> tuple[Array, Sums]:
-        sums = score(logits_BLV, cut(part.targets, model.rules))
-        return sums.nll + config.z_loss * sums.log_z_squared, sums
+        sums = score(logits_BLV, cut(part.targets, model.rules), part.tasks)
+        return (sums.nll + config.z_loss * sums.log_z_squared) * scale, sums
 
     if model.rules.stages > 1:
-        return _pipelined(model, config, policy.cast(params), batch, key, scored, share if moe.num_experts else None)
+        routed = share if moe.num_experts else None
+        return _pipelined(model, config, policy.cast(params), batch, key, scored, routed, scale)
 
     def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, Sums]:
         sums = loss_sums(model, policy, params, part, key)
         total = sums.nll + config.z_loss * sums.log_z_squared
         if sums.routing is not None:
             total = total + routing_loss(moe, sums.routing, share)
-        return total, sums
+        return total * scale, sums
 
     held = model.hold(policy.cast(params))
 
@@ -99,7 +102,14 @@ def _microbatches(model: Model, batch: Batch, count: int) -> Batch:
 
 
 def _pipelined(
-    model: Model, config: TrainConfig, cast: Params, batch: Batch, key: Array | None, scored: Score, share: Array | None
+    model: Model,
+    config: TrainConfig,
+    cast: Params,
+    batch: Batch,
+    key: Array | None,
+    scored: Score,
+    share: Array | None,
+    scale: Array | float,
 ) -> tuple[Params, Sums]:
     """The same through the stages of a pipeline."""
     towers = model.bind(model.abstract).towers
@@ -107,7 +117,10 @@ def _pipelined(
     # All layers of a tower route the same tokens.
     tokens = {} if share is None else dict(zip(towers, (share[0], share[-1]), strict=False))
     microbatches = _microbatches(model, batch, config.microbatches)
-    routing_of = partial(routing_loss, model.config.moe)
+
+    def routing_of(routing: RouterSums, tokens_per_layer: Array) -> Array:
+        return routing_loss(model.config.moe, routing, tokens_per_layer) * scale
+
     parts = Parts(model, cast, microbatches, key, scored, routing_of, tokens)
     grads, sums, routing = Pipeline(parts, table).run()
     return jax.tree.map(lambda grad, param: _settle(grad, param), grads, model.abstract), sums._replace(routing=routing)
@@ -126,29 +139,54 @@ def _settle(grad: Array, param: Array) -> Array:
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: TrainConfig) -> Step:
-    """The update as a pure function of the state and a batch."""
+    """The update as a pure function of the state and a batch. One that is not finite changes no parameter."""
+    policy = POLICIES[config.precision]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        # The loss is a sum over tokens; what is scaled is about its mean.
+        scale = state.guard.scale / batch.targets.size if policy.scaled else 1.0
         with jax.named_scope("gradients"):
-            grads, sums = gradient_sums(model, config, state.params, batch, key)
-            grads = jax.tree.map(lambda g: g / sums.tokens, grads)
+            grads, sums = gradient_sums(model, config, state.params, batch, key, scale)
+            grads = jax.tree.map(lambda g: g / (sums.tokens * scale), grads)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nll)
         with jax.named_scope("optimizer"):
-            updates, optimizer_state = optimizer.update(grads, to_device(model.rules, state.optimizer), state.params)
-            params = optax.apply_updates(state.params, updates)
+            before = to_device(model.rules, state.optimizer)
+            updates, moments = optimizer.update(grads, before, as_fp32(state.params))
+            params = chosen(finite, apply(state.params, updates, key), state.params)
+            moments = to_host(model.rules, chosen(finite, moments, before))
+        guard = next_guard(config, state.guard, finite)
         metrics = {
             "loss": sums.nll / sums.tokens,
             "z_loss": config.z_loss * sums.log_z_squared / sums.tokens,
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(as_fp32(params)),
             "learning_rate": schedule(state.step + 1),
             "batch_tokens": sums.tokens,
+            "skipped": guard.skipped,
         }
+        if policy.scaled:
+            metrics["loss_scale"] = state.guard.scale
+        if sums.tasks is not None:
+            metrics["tasks"] = sums.tasks
         if sums.routing is not None:
             metrics |= routing_metrics(model.config.moe, sums.routing)
-        return TrainState(state.step + 1, params, to_host(model.rules, optimizer_state), state.rng), metrics
+        return TrainState(state.step + 1, params, moments, state.rng, guard), metrics
 
     return step
+
+
+def apply(params: Params, updates: Params, key: Array) -> Params:
+    """Parameters and their updates added in fp32, and rounded by chance where they are stored in less."""
+    leaves, tree = jax.tree.flatten(params)
+    # A stream apart from dropout's and the routers'.
+    key = jax.random.fold_in(key, _ROUNDING)
+    summed = [
+        stochastic_round(leaf.astype(jnp.float32) + update, leaf.dtype, jax.random.fold_in(key, number))
+        for number, (leaf, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
+    ]
+    return jax.tree.unflatten(tree, summed)
 
 
 def routing_metrics(config: MoEConfig, routing: RouterSums) -> Metrics:
