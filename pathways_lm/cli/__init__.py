@@ -106,7 +106,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--out", required=True, metavar="DIR", help="the folder to write, or to go on with")
     cache.add_argument("--workers", type=int, metavar="N", help="processes that write (default: one for each core)")
     show.add_argument("target", metavar="CONFIG|RUN", help="a .py or .gin file, or a run folder")
-    show.add_argument("--step", type=int, default=0, metavar="K", help="the step whose batch it is (default: the first)")
+    show.add_argument("--step", type=int, default=1, metavar="K", help="as in metrics.jsonl, from 1 (the default) on")
     show.add_argument("--rows", type=int, default=4, metavar="N", help="so many of its rows (default %(default)s)")
     _add_overrides(show)
     check.add_argument("folder", metavar="DIR", help="a folder that 'data cache' wrote")

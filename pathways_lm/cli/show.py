@@ -1,55 +1,46 @@
 """A batch as a reader sees it: its rows decoded, document by document, and what of each is asked for."""
 
 import itertools
+import textwrap
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
 from pathways_lm.config import DataConfig
-from pathways_lm.data.cache import Corpus
 from pathways_lm.data.loader import Loader
+from pathways_lm.data.vocabulary import Vocabulary
 from pathways_lm.models.batch import Batch
 
 GIVEN, ASKED, READ = "given", "asked", "read"
 
 
-def show_batch(console: Console, config: DataConfig, corpus: Corpus, loader: Loader, step: int, rows: int) -> None:
-    """Prints the first `rows` rows of the batch of `step`."""
-    first = step * config.batch_size
-    last = first + min(rows, config.batch_size)
-    batch = loader.examples(first, last)
-    said = f"step {step:,}: rows {first:,} to {first + config.batch_size - 1:,}; {config.objective}"
-    console.print(said, highlight=False)
-    words = Words(corpus, config)
-    for place, number in enumerate(range(first, last)):
+def show_batch(console: Console, loader: Loader, words: "Words", step: int, rows: int) -> None:
+    """Prints the first `rows` rows of the batch of a step, counted from 1 as figures are logged."""
+    size, first = loader.ramp.batch_size(step - 1), loader.ramp.first_row(step - 1)
+    numbers = range(first, first + min(rows, size))
+    batch = loader.examples(numbers)
+    console.print(f"step {step:,} reads rows {first:,} to {first + size - 1:,}: {words.objective}", highlight=False)
+    for place, number in enumerate(numbers):
         row = Batch(*(None if leaf is None else leaf[place] for leaf in batch))
-        documents = int(row.segments.max()) if row.segments is not None else 1
-        task = task_of(corpus, number)
-        title = f"row {number:,}, task {task}, {documents} documents, {np.count_nonzero(row.targets)} targets"
+        task = loader.mixture.tasks[loader.mixture.at(number)[0]]
+        documents, targets = int(row.segments.max()), np.count_nonzero(row.targets)
+        title = f"row {number:,} of {task}: {documents} document{'s' if documents > 1 else ''}, {targets} targets"
         console.print(Rule(title, align="left", style="dim"))
-        for label, text in parts(row, words, config.objective):
+        for label, text in parts(row, words):
             console.print(Text(f"  {label}:", style="bold" if label == ASKED else "dim"))
-            console.print(Padding(Text(text, overflow="fold"), (0, 0, 0, 4)))
-
-
-def task_of(corpus: Corpus, row: int) -> str:
-    """The task that a row of the training stream is drawn from."""
-    names = [grain.MapDataset.source([task]).repeat() for task in corpus.rates]
-    task: str = grain.MapDataset.mix(names, list(corpus.rates.values()))[row]
-    return task
+            console.print(textwrap.indent(text, "    "), markup=False, highlight=False, soft_wrap=True)
 
 
 class Words:
     """Token ids as text, in which special ones have names."""
 
-    def __init__(self, corpus: Corpus, config: DataConfig):
-        self._vocabulary, self._objective = corpus.vocabulary, config.objective
-        self._last = corpus.vocabulary.size + config.extra_ids - 1
+    def __init__(self, vocabulary: Vocabulary, config: DataConfig):
+        self.objective = config.objective
+        self._vocabulary = vocabulary
+        self._last = vocabulary.size + config.extra_ids - 1
 
     def __call__(self, ids: np.ndarray) -> str:
         """The text of token ids [tokens]."""
@@ -65,15 +56,15 @@ class Words:
     def _name(self, token: int) -> str:
         if token < self._vocabulary.size:
             return "<pad>" if token == 0 else "<eod>"
-        return "<mask>" if self._objective == "masked" else f"<extra_id_{self._last - token}>"
+        return "<mask>" if self.objective == "masked" else f"<extra_id_{self._last - token}>"
 
 
-def parts(row: Batch, words: Words, objective: str) -> Iterator[tuple[str, str]]:
+def parts(row: Batch, words: Words) -> Iterator[tuple[str, str]]:
     """What one row [L] of a batch holds, in the order of reading: a label and a text each."""
     if row.encoder_tokens is not None:
         yield READ, words(row.encoder_tokens[row.encoder_tokens != 0])
         yield ASKED, words(row.targets[row.targets != 0])
-    elif objective == "masked":
+    elif words.objective == "masked":
         yield READ, words(row.tokens[row.segments != 0])
         yield ASKED, ", ".join(f"{place}: {words(row.targets[[place]])!r}" for place in np.flatnonzero(row.targets))
     else:

@@ -100,12 +100,13 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
 def _given(config: DataConfig, vocab_size: int) -> Corpus:
     """The cache in the folder `data.cache`. Raises DataError where it was written for something else."""
     folder = Path(config.cache).expanduser()
-    manifest = finished(folder)
+    called = f"data.cache='{config.cache}'"
+    manifest = finished(folder, called)
     other = difference(manifest.asked, asked(config, vocab_size))
     if other:
-        raise DataError(f"data.cache='{config.cache}' was written for {other}; write another with 'pathways-lm data'")
+        raise DataError(f"{called} was written for {other}; 'pathways-lm data cache' writes another")
     if not is_there(folder, manifest):
-        raise DataError(f"data.cache='{config.cache}' is damaged: 'pathways-lm data check {config.cache}' says where")
+        raise DataError(f"{called} is damaged: 'pathways-lm data check {config.cache}' says where")
     corpus = _corpus(folder, manifest)
     if corpus.vocabulary.fingerprint != manifest.vocabulary_sha256:
         raise DataError(f"'{folder / VOCABULARY}' is damaged: it is not what was written (SHA-256)")

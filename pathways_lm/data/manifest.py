@@ -131,7 +131,7 @@ def check(folder: Path, report: Callable[[Shard], None]) -> Manifest:
 
     Raises DataError naming the damaged files, or saying that the folder holds no finished cache.
     """
-    manifest = finished(folder)
+    manifest = finished(folder, f"'{folder}'")
     damaged = []
     try:
         if sha256(folder / VOCABULARY) != manifest.vocabulary_sha256:
@@ -148,14 +148,14 @@ def check(folder: Path, report: Callable[[Shard], None]) -> Manifest:
     return manifest
 
 
-def finished(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises DataError where there is no finished cache."""
+def finished(folder: Path, called: str) -> Manifest:
+    """The manifest in `folder`, which the user named as `called`. Raises DataError where there is no finished cache."""
     manifest = read_manifest(folder)
     if manifest is not None:
         return manifest
     if (folder / JOURNAL).is_file():
-        raise DataError(f"the cache in '{folder}' is not finished; the command that began it goes on with it")
-    raise DataError(f"'{folder}' holds no cache: it has no {MANIFEST}; 'pathways-lm data cache' writes one")
+        raise DataError(f"{called} is not finished; the command that began it goes on with it")
+    raise DataError(f"{called} holds no cache: it has no {MANIFEST}; 'pathways-lm data cache' writes one")
 
 
 def write_whole(path: Path, content: bytes) -> None:
