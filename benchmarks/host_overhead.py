@@ -11,7 +11,6 @@ import json
 import statistics
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,22 @@ import jax
 from rich.console import Console
 
 from pathways_lm.configure import load
+from pathways_lm.data.balance import Balance
 from pathways_lm.data.cache import prepare
+from pathways_lm.data.course import Course
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import make_objective
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model
 from pathways_lm.sharding import rules_of
+from pathways_lm.train.books import Books
 from pathways_lm.train.log import Log
-from pathways_lm.train.loop import Hooks, Workload, run
+from pathways_lm.train.loop import Hooks, Loop
+from pathways_lm.train.meter import Workload
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.spikes import Rewinds, Spikes
 from pathways_lm.train.state import TrainState, initial_state
 from pathways_lm.train.step import Metrics, compile_step, make_step
 
@@ -61,13 +65,15 @@ def main() -> None:
     schedule = make_schedule(experiment.optimizer, steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     corpus = prepare(experiment.data, experiment.model.vocab_size)
-    loader = Loader(corpus, experiment.data, make_objective(experiment.data, corpus.vocabulary))
-    shape = (experiment.data.batch_size, experiment.data.sequence_length)
+    balance = Balance(experiment.mixing, corpus.rates, dict.fromkeys(corpus.rates, 1), 1)
+    objective = make_objective(experiment.data, corpus.vocabulary)
+    loader = Loader(corpus, experiment.data, objective, balance.mixture)
     sharding = model.rules("batch", "length")
-    compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, loader.example)
+    example = loader.example(experiment.data.batch_size)
+    compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, example)
     batch = loader.batch(0, sharding)
     hooks = Hooks(lambda params: {"loss": 0.0, "bits_per_byte": 0.0}, lambda *unused: ("", ""), {})
-    workload = Workload(shape[0] * shape[1], 1.0, None)
+    workload = Workload(experiment.data.sequence_length, 1.0, None, None, balance.mixture.tasks)
     seconds: dict[str, list[float]] = {"bare": [], "loop": [], "host": []}
     state, metrics = jax.block_until_ready(compiled(initial_state(model, optimizer, 0), batch))
 
@@ -85,8 +91,13 @@ def main() -> None:
                         state, _ = step(state, batch)
                 else:
                     log = Log(*files, Console(quiet=True), steps, 0)
-                    with log, closing(loader.batches(0, sharding)) as batches:
-                        state, _ = run(experiment.train, state, step, batches, NoStore(), {}, log, workload, hooks)
+                    with log, Course(loader, balance, sharding) as course:
+                        loop = Loop(
+                            *(experiment.train, state, lambda rows, step=step: step, course, NoStore(), {}, log),
+                            *(workload, hooks, Books(began), Spikes(experiment.train)),
+                            *(Rewinds(Path(folder, "rewinds")), lambda step: (state, {})),
+                        )
+                        state, _ = loop.run()
                 jax.block_until_ready(state)
                 if repeat:
                     seconds[name].append((time.perf_counter() - began) / steps)

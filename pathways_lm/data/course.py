@@ -29,6 +29,8 @@ class Course:
         self._ahead: deque[Future[Batch]] = deque()
         self._step = step
         """The next that is taken, counted from 0."""
+        self._changed = -1
+        """In front of which step the shares last changed."""
 
     def __enter__(self) -> "Course":
         return self
@@ -50,16 +52,17 @@ class Course:
     def _fill(self) -> None:
         while len(self._ahead) <= _READ_AHEAD:
             step = self._step + len(self._ahead)
-            if step > self._step and self._balance.due(step):
+            if self._balance.due(step) and step != self._changed:
                 return
             self._ahead.append(self._reader.submit(self._loader.batch, step, self._sharding))
 
     def due(self) -> bool:
         """Whether `change` is to be called before the next `take`."""
-        return self._balance.due(self._step) and not self._ahead
+        return self._balance.due(self._step) and self._step != self._changed
 
     def change(self) -> dict[str, float]:
         """Lets the shares follow the losses noted."""
+        self._changed = self._step
         return self._balance.change(self._loader.ramp.first_row(self._step))
 
     def note(self, nll_T: np.ndarray, tokens_T: np.ndarray) -> None:
@@ -86,7 +89,7 @@ class Course:
             each.cancel()
         wait([each for each in self._ahead if not each.cancelled()])
         self._ahead.clear()
-        self._step = step
+        self._step, self._changed = step, -1
         self._loader.ramp = replace(self._loader.ramp, skips=skips)
         self._balance.restore(facts["balance"], self._loader.ramp.first_row(step))
 

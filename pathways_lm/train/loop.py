@@ -84,7 +84,8 @@ class Loop:
         self.meter = Meter(self.workload, self.log, self.course.rows_read, self.config.skips_allowed)
         try:
             with StopRequest() as stop:
-                return self.state, self._steps(stop)
+                signal = self._steps(stop)
+                return self.state, signal
         except OSError as error:
             raise CheckpointError(
                 f"run folder '{self.store.folder.parent}' cannot be written: {error.strerror or error}"

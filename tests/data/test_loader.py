@@ -1,5 +1,3 @@
-import contextlib
-import threading
 from collections import Counter
 
 import grain
@@ -104,46 +102,6 @@ def test_batch_lies_on_the_mesh(loader, spec):
         np.testing.assert_array_equal(shard.data, expected[shard.index])
 
 
-def test_resumed_equals_run_through(known_corpus, loader):
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with contextlib.closing(loader.batches(0, sharding)) as batches:
-        through = [np.asarray(next(batches).tokens) for _ in range(12)]
-    for step in (0, 1, 7):
-        with contextlib.closing(Loader(known_corpus, config(), as_they_are).batches(step, sharding)) as batches:
-            for expected in through[step:]:
-                np.testing.assert_array_equal(next(batches).tokens, expected)
-
-
-def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
-
-
-def test_closing_ends_the_thread(loader):
-    batches = loader.batches(0, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    next(batches)
-    assert len(reading_threads()) == 1
-    batches.close()
-    assert not reading_threads()
-
-
-def test_what_fails_while_reading_is_raised(known_corpus, monkeypatch):
-    loader = Loader(known_corpus, config(), as_they_are)
-    rows = loader.rows
-
-    def failing(start: int, stop: int) -> np.ndarray:
-        if start >= 24:
-            raise OSError("the disk is gone")
-        return rows(start, stop)
-
-    monkeypatch.setattr(loader, "rows", failing)
-    batches = loader.batches(0, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    for _ in range(3):
-        next(batches)
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(batches)
-    assert not reading_threads()
-
-
 @given(st.integers(1, 12))
 def test_validation_gives_every_sequence_once(loader, batch_size):
     batches = list(loader.validation(batch_size))
@@ -151,3 +109,18 @@ def test_validation_gives_every_sequence_once(loader, batch_size):
     assert all(batch.tokens.shape == (batch_size, LENGTH) for batch in batches)
     rows = [value for batch in batches for value in values(batch.tokens)]
     assert rows == expected + [0] * (-len(expected) % batch_size)
+
+
+def test_rows_tell_their_tasks(loader):
+    """Where there are several."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    batch = loader.batch(5, sharding)
+    big = np.asarray(batch.tokens)[:, 0] < 2000
+    np.testing.assert_array_equal(batch.tasks, np.stack([big, ~big], axis=1).astype(np.float32))
+
+
+def test_validation_rows_tell_their_tasks(loader):
+    for batch in loader.validation(4):
+        told = np.argmax(batch.tasks, axis=1)
+        filled = batch.tokens[:, 0] != 0
+        np.testing.assert_array_equal(told[filled], batch.tokens[filled, 0] // 1000 - 1)

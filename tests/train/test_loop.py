@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ import pytest
 
 from pathways_lm.config import TrainConfig
 from pathways_lm.errors import CheckpointError
-from pathways_lm.train import loop
-from pathways_lm.train.loop import Hooks, Workload, run
+from pathways_lm.train import loop, meter
+from pathways_lm.train.guard import Guard
+from pathways_lm.train.loop import Hooks
+from pathways_lm.train.meter import Workload
 from pathways_lm.train.state import TrainState
 
 STEP_SECONDS, VALIDATION_SECONDS, SAVE_SECONDS = 0.5, 100.0, 1000.0
@@ -80,23 +83,30 @@ def stage(monkeypatch) -> Stage:
         return device_get(tree)
 
     monkeypatch.setattr(jax, "device_get", counted)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: stage.now)
+    for module in (loop, meter):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: stage.now)
     monkeypatch.setattr(jax, "block_until_ready", lambda tree: pytest.fail("waited"))
     return stage
 
 
-def play(stage: Stage, start: int = 0, step=None, **config):
-    state = TrainState(np.int32(start), {}, {}, np.zeros(2, np.uint32))
+@pytest.fixture
+def play(make_loop):
+    return partial(played, make_loop)
+
+
+def played(make_loop, stage: Stage, start: int = 0, step=None, **config):
+    state = TrainState(np.int32(start), {}, {}, np.zeros(2, np.uint32), Guard(np.int32(0), np.float32(1), np.int32(0)))
     hooks = Hooks(stage.validate, lambda params, rng, step: ("", ""), {})
-    workload = Workload(tokens_per_step=100, flops_per_token=6.0, peak_flops=2400.0)
+    workload = Workload(tokens_per_row=100, flops_per_token=6.0, peak_flops=2400.0)
     batches = itertools.count(start)
-    return run(TrainConfig(**config), state, step or stage.step, batches, stage, {}, stage, workload, hooks)
+    loop = make_loop(TrainConfig(**config), state, step or stage.step, batches, stage, stage, workload, hooks)
+    return loop.run()
 
 
 EVERY = {"num_steps": 50, "log_every": 10, "eval_every": 20, "checkpoint_every": 25}
 
 
-def test_when_things_happen(stage):
+def test_when_things_happen(stage, play):
     state, stopped = play(stage, **EVERY)
     assert (int(state.step), stopped) == (50, None)
     assert stage.called("validation") == [("validation", step) for step in (0, 20, 40, 50)]
@@ -108,7 +118,7 @@ def test_when_things_happen(stage):
     assert order.index("wait") > max(i for i, kind in enumerate(order) if kind == "save")
 
 
-def test_a_run_that_is_taken_up_validates_when_it_is_due(stage):
+def test_a_run_that_is_taken_up_validates_when_it_is_due(stage, play):
     play(stage, start=25, **EVERY)
     assert stage.called("validation") == [("validation", step) for step in (40, 50)]
     assert stage.called("save") == [("save", 50)]
@@ -116,7 +126,7 @@ def test_a_run_that_is_taken_up_validates_when_it_is_due(stage):
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 7, 60])
-def test_every_step_is_in_one_row(stage, log_every):
+def test_every_step_is_in_one_row(stage, play, log_every):
     play(stage, **{**EVERY, "log_every": log_every})
     last = 0
     for step, figures in stage.figures().items():
@@ -131,7 +141,7 @@ def test_every_step_is_in_one_row(stage, log_every):
     assert last == 50
 
 
-def test_rates_leave_out_validation_and_checkpoints(stage):
+def test_rates_leave_out_validation_and_checkpoints(stage, play):
     """A row that is read one step late counts that step as well: on a device it runs beside the reading."""
     play(stage, **{**EVERY, "log_every": 1000})
     rows = stage.figures()
@@ -142,7 +152,7 @@ def test_rates_leave_out_validation_and_checkpoints(stage):
         assert figures["mfu"] == pytest.approx(100 / STEP_SECONDS * 6 / 2400)
 
 
-def test_rows_one_step_late_add_up_to_the_time_of_all_steps(stage):
+def test_rows_one_step_late_add_up_to_the_time_of_all_steps(stage, play):
     play(stage, **EVERY)
     last, seconds = 0, 0.0
     for step, figures in stage.figures().items():
@@ -151,7 +161,7 @@ def test_rows_one_step_late_add_up_to_the_time_of_all_steps(stage):
     assert seconds == pytest.approx(50 * STEP_SECONDS)
 
 
-def test_the_device_is_read_for_rows_alone_and_has_a_step_to_do_meanwhile(stage):
+def test_the_device_is_read_for_rows_alone_and_has_a_step_to_do_meanwhile(stage, play):
     play(stage, **{**EVERY, "eval_every": 1000, "checkpoint_every": 1000})
     order = [entry[:2] for entry in stage.happened if entry[0] in ("step", "read")]
     reads = [place for place, entry in enumerate(order) if entry[0] == "read"]
@@ -161,7 +171,7 @@ def test_the_device_is_read_for_rows_alone_and_has_a_step_to_do_meanwhile(stage)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", [1, 25, 33])
-def test_stopping(stage, number, at):
+def test_stopping(stage, play, number, at):
     """The step in which the signal comes is finished, saved once, and logged."""
 
     def step(state, batch):
@@ -177,7 +187,7 @@ def test_stopping(stage, number, at):
     assert [entry[0] for entry in stage.happened[-3:]] == ["checkpoint", "wait", "stop"]
 
 
-def test_a_signal_in_the_last_step_changes_nothing(stage):
+def test_a_signal_in_the_last_step_changes_nothing(stage, play):
     def step(state, batch):
         if int(state.step) == 49:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -187,7 +197,7 @@ def test_a_signal_in_the_last_step_changes_nothing(stage):
     assert (int(state.step), stopped) == (50, None)
 
 
-def test_full_disk(stage, tmp_path, monkeypatch):
+def test_full_disk(stage, play, tmp_path, monkeypatch):
     stage.folder = tmp_path / "run" / "checkpoints"
 
     def full(step, figures):

@@ -11,7 +11,8 @@ from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import OptimizerConfig, TrainConfig
 from pathways_lm.data.objectives import causal
 from pathways_lm.train.log import Silence
-from pathways_lm.train.loop import Hooks, Workload, run
+from pathways_lm.train.loop import Hooks
+from pathways_lm.train.meter import Workload
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import abstract_state, from_items, initial_state, to_items
@@ -45,7 +46,7 @@ def batches(first: int, sharding):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, layout):
+def test_resumed_equals_uninterrupted(make, make_loop, tmp_path, optimizer, layout):
     model = make(*layout, num_layers=2)
     config = TrainConfig(num_steps=STEPS, log_every=1, eval_every=100, checkpoint_every=4, microbatches=2)
     schedule = make_schedule(optimizer, STEPS)
@@ -57,11 +58,11 @@ def test_resumed_equals_uninterrupted(make, tmp_path, optimizer, layout):
         causal(np.zeros((ROWS, LENGTH), np.int32), END),
     )
     hooks = Hooks(lambda params: {}, lambda params, rng, step: ("", ""), {})
-    workload = Workload(tokens_per_step=ROWS * LENGTH, flops_per_token=1.0, peak_flops=None)
+    workload = Workload(tokens_per_row=LENGTH, flops_per_token=1.0, peak_flops=None)
 
     def go(state, store, log):
         feed = batches(int(state.step), model.rules("batch", None))
-        return jax.device_get(run(config, state, step, feed, store, {}, log, workload, hooks)[0])
+        return jax.device_get(make_loop(config, state, step, feed, store, log, workload, hooks, ROWS).run()[0])
 
     store, whole = Store(tmp_path, kept=5), Rows()
     expected = go(initial_state(model, transformation, 0), store, whole)

@@ -1,0 +1,56 @@
+"""Batch sizes over a run, against the papers' figures."""
+
+import pytest
+
+from pathways_lm.config import DataConfig
+from pathways_lm.data.ramp import make_ramp
+from pathways_lm.errors import ConfigError
+
+
+def ramp(text, batch_size, length=2048):
+    return make_ramp(DataConfig(batch_ramp=text, batch_size=batch_size, sequence_length=length))
+
+
+def test_palm():
+    """Section 5.1: 512 until step 50k, 1024 until 115k, 2048 until 255k; 780 B tokens."""
+    palm = ramp("512x50000,1024x65000", 2048)
+    assert [palm.batch_size(step) for step in (0, 49_999, 50_000, 114_999, 115_000, 254_999)] == [
+        *(512, 512, 1024, 1024, 2048, 2048)
+    ]
+    assert palm.rows_before(255_000) == 50_000 * 512 + 65_000 * 1024 + 140_000 * 2048
+    assert palm.rows_before(255_000) * 2048 == pytest.approx(780e9, rel=0.01)
+    assert palm.sizes == (512, 1024, 2048)
+
+
+def test_mt_nlg():
+    """Section 3.2: from 32 by 32 to 1920 over the first 12 billion tokens."""
+    mt_nlg = ramp("32+32/12e9", 1920)
+    assert mt_nlg.sizes == tuple(range(32, 1921, 32))
+    last = mt_nlg.stretches[-1]
+    assert last.first_row * 2048 == pytest.approx(12e9, rel=0.01)
+    each = [b.first_row - a.first_row for a, b in zip(mt_nlg.stretches, mt_nlg.stretches[1:], strict=False)]
+    assert max(each) - min(each) < 1920
+
+
+def test_none():
+    assert ramp("", 8).sizes == (8,)
+    assert ramp("", 8).first_row(10**6) == 8 * 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("8x10", "must rise to data.batch_size=8; it goes 8 -> 8"),
+        ("4x10,2x10", "it goes 4 -> 2 -> 8"),
+        ("4x", "must read SIZExSTEPS"),
+        ("0x5", "must read SIZExSTEPS"),
+        ("four", "must read SIZExSTEPS"),
+        ("2+4/1e6", "2 by 4 does not lead to data.batch_size=8"),
+        ("2+2/lots", "must read SIZExSTEPS"),
+        ("2+2/1e", "must read SIZExSTEPS"),
+    ],
+)
+def test_ramps_that_cannot_be(text, said):
+    with pytest.raises(ConfigError) as told:
+        ramp(text, 8)
+    assert said in str(told.value)
