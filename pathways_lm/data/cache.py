@@ -28,9 +28,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from pathways_lm.config import DataConfig
 from pathways_lm.data import sources
-from pathways_lm.data.objectives import raw_length
-from pathways_lm.data.packing import pack
-from pathways_lm.data.sources import Document
+from pathways_lm.data.examples import TRAIN as TRAIN
+from pathways_lm.data.examples import VALIDATION as VALIDATION
+from pathways_lm.data.examples import Example, Pair
+from pathways_lm.data.objectives import inputs_length, raw_length
+from pathways_lm.data.packing import pack, pack_pairs
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary, training_key
 from pathways_lm.errors import DataError
 
@@ -39,9 +41,8 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 """To be raised whenever the same documents would be packed to other sequences or files."""
 
-TRAIN, VALIDATION = "train", "validation"
-Tasks = Mapping[str, Mapping[str, list[Document]]]
-"""Task -> split -> documents."""
+Tasks = Mapping[str, Mapping[str, list[Example]]]
+"""Task -> split -> documents or pairs."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,15 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
     files, a vocabulary or a cache folder that cannot be used, and for a corpus smaller than one batch.
     """
     cache = Path(config.cache_dir).expanduser()
-    tasks: dict[str, dict[str, list[Document]]] = {}
-    for task, documents in sources.read(config).items():
-        train, validation = sources.split(documents, config.validation_fraction)
-        tasks[task] = {TRAIN: train, VALIDATION: validation}
-    length = raw_length(config)
+    tasks = sources.read(config)
+    length, of_inputs = raw_length(config), inputs_length(config)
     vocabulary = _vocabulary(config, vocab_size - config.extra_ids, tasks, cache)
-    fingerprint = _fingerprint(tasks, vocabulary, length)
+    fingerprint = _fingerprint(tasks, vocabulary, length, of_inputs)
     folder = cache / "packed" / fingerprint
     corpus = _load(folder, vocabulary)
     if corpus is None:
         with _writable(cache):
-            corpus = _build(folder, tasks, vocabulary, length)
+            corpus = _build(folder, tasks, vocabulary, length, of_inputs)
     _check_size(corpus, config)
     return corpus
 
@@ -116,7 +114,7 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
 def _vocabulary(config: DataConfig, vocab_size: int, tasks: Tasks, cache: Path) -> Vocabulary:
     if config.vocabulary:
         return load_vocabulary(os.path.expanduser(config.vocabulary), vocab_size)
-    texts = [document.text for splits in tasks.values() for document in splits[TRAIN]]
+    texts = [text for splits in tasks.values() for example in splits[TRAIN] for text in example.texts]
     path = cache / "vocabulary" / f"{training_key(texts, vocab_size)}.model"
     # A damaged file is not an error here: the same model can be learned again.
     with contextlib.suppress(OSError, ValueError):
@@ -139,14 +137,15 @@ def _begun(path: Path) -> Path:
     return path.with_name(f".begun-{uuid.uuid4().hex}")
 
 
-def _fingerprint(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, sequence_length]).encode())
+def _fingerprint(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int, of_inputs: int) -> str:
+    rows = [sequence_length, of_inputs] if of_inputs else [sequence_length]
+    digest = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, *rows]).encode())
     for task, splits in tasks.items():
-        for split, documents in splits.items():
-            for document in documents:
-                text = document.text.encode()
-                digest.update(json.dumps([task, split, document.name, document.part, len(text)]).encode())
-                digest.update(text)
+        for split, examples in splits.items():
+            for example in examples:
+                texts = [text.encode() for text in example.texts]
+                digest.update(json.dumps([task, split, example.name, example.part, *map(len, texts)]).encode())
+                digest.update(b"".join(texts))
     return digest.hexdigest()[:32]
 
 
@@ -173,7 +172,7 @@ def _load(folder: Path, vocabulary: Vocabulary) -> Corpus | None:
     return corpus if whole else None
 
 
-def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> Corpus:
+def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: int, of_inputs: int) -> Corpus:
     """Writes the corpus beside `folder` and renames it there, so that no half of one is ever seen."""
     begun = _begun(folder)
     try:
@@ -181,7 +180,7 @@ def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: 
         with _interruptible():
             values = {
                 "sequence_length": sequence_length,
-                "counts": _write_shards(begun, tasks, vocabulary, sequence_length),
+                "counts": _write_shards(begun, tasks, vocabulary, sequence_length, of_inputs),
                 "rates": sources.sampling_rates({task: splits[TRAIN] for task, splits in tasks.items()}),
                 "yardsticks": _yardsticks(tasks),
                 "file_bytes": {path.name: path.stat().st_size for path in sorted(begun.iterdir())},
@@ -221,10 +220,12 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _write_shards(folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: int) -> dict[str, dict[str, Any]]:
+def _write_shards(
+    folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: int, of_inputs: int
+) -> dict[str, dict[str, Any]]:
     """Tokenizes, packs and writes every split. Returns `Counts` as plain values, task -> split -> counts."""
     # Late, as tensorflow comes with it: a corpus that is ready needs none.
-    from pathways_lm.data.tasks import register, tokens
+    from pathways_lm.data.tasks import pair_tokens, register, tokens
 
     register(tasks, vocabulary)
     counts: dict[str, dict[str, Any]] = {task: {} for task in tasks}
@@ -233,9 +234,13 @@ def _write_shards(folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: in
             text_bytes = _text_bytes(documents)
             _log.info("tokenizing %s, %s: %d documents, %.1f MB", task, split, len(documents), text_bytes / 1e6)
             lengths: list[int] = []
-            measured = _measured(tokens(task, split), lengths)
+            rows: Iterable[np.ndarray]
+            if isinstance(documents[0], Pair):
+                rows = pack_pairs(_measured_pairs(pair_tokens(task, split), lengths), length, of_inputs)
+            else:
+                rows = pack(_measured(tokens(task, split), lengths), length, keep_tail=split == VALIDATION)
             path = folder / _shard_name(task, split)
-            sequences = _write(path, pack(measured, length, keep_tail=split == VALIDATION))
+            sequences = _write(path, rows)
             counts[task][split] = asdict(Counts(len(documents), text_bytes, sum(lengths), sequences))
     return counts
 
@@ -245,6 +250,14 @@ def _measured(documents: Iterable[np.ndarray], lengths: list[int]) -> Iterator[n
     for tokens in documents:
         lengths.append(len(tokens))
         yield tokens
+
+
+def _measured_pairs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], lengths: list[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for inputs, targets in pairs:
+        lengths.append(len(inputs) + len(targets))
+        yield inputs, targets
 
 
 def _write(path: Path, rows: Iterable[np.ndarray]) -> int:
@@ -265,7 +278,7 @@ def _shard_name(task: str, split: str) -> str:
     return f"{task}-{split}.array_record"
 
 
-def _text_bytes(documents: list[Document]) -> int:
+def _text_bytes(documents: list[Example]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
