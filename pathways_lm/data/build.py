@@ -23,11 +23,10 @@ from types import FrameType
 from typing import Any
 
 from pathways_lm.data import sources
+from pathways_lm.data.examples import TRAIN, VALIDATION, Example
 from pathways_lm.data.manifest import (
     JOURNAL,
     MANIFEST,
-    TRAIN,
-    VALIDATION,
     VOCABULARY,
     Manifest,
     Shard,
@@ -40,8 +39,7 @@ from pathways_lm.data.manifest import (
     shard_name,
     write_whole,
 )
-from pathways_lm.data.shards import Advance, Job, Report, deal, text_bytes, write_shard
-from pathways_lm.data.sources import Document
+from pathways_lm.data.shards import Advance, Job, Report, Row, deal, text_bytes, write_shard
 from pathways_lm.data.vocabulary import Vocabulary
 from pathways_lm.data.workers import write_in_processes
 from pathways_lm.errors import DataError
@@ -53,8 +51,8 @@ _FORMAT = 2
 
 _YARDSTICK_CHARACTERS = 8_000_000
 
-Tasks = Mapping[str, Mapping[str, Sequence[Document]]]
-"""Task -> split -> documents."""
+Tasks = Mapping[str, Mapping[str, Sequence[Example]]]
+"""Task -> split -> documents or pairs."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,15 @@ class Plan:
 
     fingerprint: str
     asked: Mapping[str, Any]
-    sequence_length: int
+    row: Row
     vocabulary: Vocabulary
     tasks: Tasks
     jobs: tuple[Job, ...]
 
 
-def make_plan(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int, asked: Mapping[str, Any]) -> Plan:
+def make_plan(tasks: Tasks, vocabulary: Vocabulary, row: Row, asked: Mapping[str, Any]) -> Plan:
     """Deals the documents to shards, by their order and sizes alone."""
-    base = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, sequence_length]).encode())
+    base = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, *row]).encode())
     jobs = []
     for task, splits in tasks.items():
         for split, documents in splits.items():
@@ -81,15 +79,16 @@ def make_plan(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int, asked:
                 jobs.append(Job(task, split, file, _made_from(base.copy(), file, run), run))
     whole = base.copy()
     whole.update(json.dumps([(job.file, job.made_from) for job in jobs]).encode())
-    return Plan(whole.hexdigest()[:32], asked, sequence_length, vocabulary, tasks, tuple(jobs))
+    return Plan(whole.hexdigest()[:32], asked, row, vocabulary, tasks, tuple(jobs))
 
 
-def _made_from(digest: Any, file: str, documents: Sequence[Document]) -> str:
+def _made_from(digest: Any, file: str, documents: Sequence[Example]) -> str:
     digest.update(file.encode())
     for document in documents:
-        text = document.text.encode()
-        digest.update(json.dumps([document.name, document.part, len(text)]).encode())
-        digest.update(text)
+        texts = [text.encode() for text in document.texts]
+        digest.update(json.dumps([document.name, document.part, *map(len, texts)]).encode())
+        for text in texts:
+            digest.update(text)
     made_from: str = digest.hexdigest()
     return made_from
 
@@ -119,7 +118,7 @@ def write_cache(folder: Path, plan: Plan, workers: int, report: Report) -> Manif
             missing = [job for job in plan.jobs if job.file not in kept]
             write_whole(folder / VOCABULARY, plan.vocabulary.model)
             if workers:
-                write_in_processes(folder, missing, plan.vocabulary, plan.sequence_length, workers, report, journal.add)
+                write_in_processes(folder, missing, plan.vocabulary, plan.row, workers, report, journal.add)
             else:
                 with _interruptible():
                     _write_here(folder, missing, plan, report, journal)
@@ -133,7 +132,7 @@ def _write_here(folder: Path, jobs: Sequence[Job], plan: Plan, report: Report, j
     for job in jobs:
         megabytes = sum(map(text_bytes, job.documents)) / 1e6
         _log.info("tokenizing %s: %d documents, %.1f MB", job.file, len(job.documents), megabytes)
-        journal.add(write_shard(folder, job, plan.vocabulary, plan.sequence_length, report))
+        journal.add(write_shard(folder, job, plan.vocabulary, plan.row, report))
 
 
 def _kept(folder: Path, plan: Plan, noted: Mapping[str, Shard], report: Report) -> dict[str, Shard]:
@@ -155,7 +154,7 @@ def _manifest(plan: Plan, written: Mapping[str, Shard]) -> Manifest:
     return Manifest(
         fingerprint=plan.fingerprint,
         asked=plan.asked,
-        sequence_length=plan.sequence_length,
+        sequence_length=plan.row.length,
         vocabulary_sha256=plan.vocabulary.fingerprint,
         versions={name: version(name) for name in ("pathways-lm", "seqio", "sentencepiece", "array-record")},
         rates=sources.sampling_rates({task: splits[TRAIN] for task, splits in plan.tasks.items()}),

@@ -18,10 +18,9 @@ from typing import Any
 from pathways_lm.config import DataConfig
 from pathways_lm.data import sources
 from pathways_lm.data.build import Plan, Tasks, make_plan, write_cache
+from pathways_lm.data.examples import TRAIN, VALIDATION
 from pathways_lm.data.manifest import (
     MANIFEST,
-    TRAIN,
-    VALIDATION,
     VOCABULARY,
     Counts,
     Manifest,
@@ -33,7 +32,8 @@ from pathways_lm.data.manifest import (
     total,
     write_whole,
 )
-from pathways_lm.data.objectives import raw_length
+from pathways_lm.data.objectives import inputs_length, raw_length
+from pathways_lm.data.shards import Row
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary, training_key
 from pathways_lm.errors import DataError
 
@@ -148,15 +148,11 @@ def asked(config: DataConfig, vocab_size: int) -> dict[str, Any]:
         which = f"the model with SHA-256 {vocabulary.fingerprint}"
     else:
         which = f"{vocab_size - config.extra_ids} pieces learned from the corpus"
-    source = {"data.files": config.files, "data.text_key": config.text_key} if config.files else {}
-    return {
-        "data.mixture": config.mixture if not config.files else "",
-        **source,
-        "data.objective": config.objective,
-        "data.sequence_length": config.sequence_length,
-        "data.validation_fraction": config.validation_fraction,
-        "vocabulary": which,
-    }
+    source = {"data.mixture": "" if config.files else config.mixture, "data.files": config.files}
+    # How files are read, and what becomes of the text.
+    names = ["text_key", "inputs_key", "targets_key"] if config.files else []
+    names += ["objective", "inputs", "sequence_length", "targets_length", "validation_fraction"]
+    return {**source, **{f"data.{name}": getattr(config, name) for name in names}, "vocabulary": which}
 
 
 def plan_cache(config: DataConfig, vocab_size: int) -> Plan:
@@ -164,18 +160,15 @@ def plan_cache(config: DataConfig, vocab_size: int) -> Plan:
 
     Raises what `prepare` raises of documents and vocabularies.
     """
-    tasks: dict[str, dict[str, list[sources.Document]]] = {}
-    for task, documents in sources.read(config).items():
-        train, validation = sources.split(documents, config.validation_fraction)
-        tasks[task] = {TRAIN: train, VALIDATION: validation}
+    tasks = sources.read(config)
     vocabulary = _vocabulary(config, vocab_size - config.extra_ids, tasks)
-    return make_plan(tasks, vocabulary, raw_length(config), asked(config, vocab_size))
+    return make_plan(tasks, vocabulary, Row(raw_length(config), inputs_length(config)), asked(config, vocab_size))
 
 
 def _vocabulary(config: DataConfig, size: int, tasks: Tasks) -> Vocabulary:
     if config.vocabulary:
         return load_vocabulary(os.path.expanduser(config.vocabulary), size)
-    texts = [document.text for splits in tasks.values() for document in splits[TRAIN]]
+    texts = [text for splits in tasks.values() for example in splits[TRAIN] for text in example.texts]
     cache = Path(config.cache_dir).expanduser()
     path = cache / "vocabulary" / f"{training_key(texts, size)}.model"
     # A damaged file is not an error here: the same model can be learned again.

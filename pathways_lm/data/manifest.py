@@ -18,7 +18,6 @@ from typing import Any
 
 from pathways_lm.errors import DataError
 
-TRAIN, VALIDATION = "train", "validation"
 MANIFEST, VOCABULARY, JOURNAL = "manifest.json", "vocabulary.model", "journal.jsonl"
 _BEGUN = ".begun-"
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from pathways_lm.data.manifest import VALIDATION, Counts, Shard, begun_name, sha256
-from pathways_lm.data.packing import pack
-from pathways_lm.data.sources import Document
+from pathways_lm.data.examples import TRAIN, VALIDATION, Example, Pair
+from pathways_lm.data.manifest import Counts, Shard, begun_name, sha256
+from pathways_lm.data.packing import pack, pack_pairs
 from pathways_lm.data.vocabulary import Vocabulary
 
 # So much text to a shard: seconds of work, of which a kill loses no more than each worker's. A task of terabytes has
@@ -36,6 +36,15 @@ class Advance(NamedTuple):
 
 Report = Callable[[Advance], None]
 
+Tokens = TypeVar("Tokens", bound=tuple[np.ndarray, ...])
+
+
+class Row(NamedTuple):
+    """What a record holds: so many tokens, of which the first are for an encoder's inputs where it holds pairs."""
+
+    length: int
+    inputs_length: int
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,14 +54,14 @@ class Job:
     split: str
     file: str
     made_from: str
-    documents: Sequence[Document]
+    documents: Sequence[Example]
 
 
-def text_bytes(document: Document) -> int:
+def text_bytes(document: Example) -> int:
     return len(document.text.encode())
 
 
-def deal(documents: Sequence[Document]) -> list[Sequence[Document]]:
+def deal(documents: Sequence[Example]) -> list[Sequence[Example]]:
     """Contiguous runs of about equally many bytes, in order, none of them empty."""
     sizes = [text_bytes(document) for document in documents]
     count = min(-(-sum(sizes) // _SHARD_BYTES) or 1, _MOST_SHARDS)
@@ -63,13 +72,13 @@ def deal(documents: Sequence[Document]) -> list[Sequence[Document]]:
     return [documents[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
-def write_shard(folder: Path, job: Job, vocabulary: Vocabulary, length: int, report: Report) -> Shard:
+def write_shard(folder: Path, job: Job, vocabulary: Vocabulary, row: Row, report: Report) -> Shard:
     """Tokenizes, packs and writes a shard, under a name of its own until it is whole. Raises OSError."""
     begun = begun_name(folder)
     sizes = [text_bytes(document) for document in job.documents]
     try:
-        counted = _Counted(_tokens(job, vocabulary), sizes, report)
-        sequences = write_rows(begun, pack(counted, length, keep_tail=job.split == VALIDATION))
+        counted = _Counted(sizes, report)
+        sequences = write_rows(begun, _packed(job, vocabulary, row, counted))
         with begun.open("rb") as file:
             os.fsync(file.fileno())
         counts = Counts(len(sizes), sum(sizes), counted.tokens, sequences)
@@ -80,33 +89,42 @@ def write_shard(folder: Path, job: Job, vocabulary: Vocabulary, length: int, rep
     return shard
 
 
-def _tokens(job: Job, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
+def _packed(job: Job, vocabulary: Vocabulary, row: Row, counted: "_Counted") -> Iterator[np.ndarray]:
     # Late, as tensorflow comes with it: a cache that is ready needs none.
-    from pathways_lm.data.tasks import register, tokens
+    from pathways_lm.data.tasks import pair_tokens, register, tokens
 
     # What a split is called makes no difference to how its documents are tokenized.
-    register({job.task: {"train": job.documents}}, vocabulary)
-    return tokens(job.task, "train")
+    register({job.task: {TRAIN: job.documents}}, vocabulary)
+    if isinstance(job.documents[0], Pair):
+        return pack_pairs(counted.pairs(pair_tokens(job.task, TRAIN)), *row)
+    return pack(counted.documents(tokens(job.task, TRAIN)), row.length, keep_tail=job.split == VALIDATION)
 
 
 class _Counted:
-    """Documents as they come, counted and reported from time to time."""
+    """Counts documents or pairs as they come, and reports from time to time. `sizes` are their bytes."""
 
-    def __init__(self, documents: Iterable[np.ndarray], sizes: Sequence[int], report: Report):
-        self._documents, self._sizes, self._report = documents, sizes, report
+    def __init__(self, sizes: Sequence[int], report: Report):
+        self._sizes, self._report = sizes, report
+        self._reported, self._since = Advance(0, 0, 0), time.monotonic()
         self.tokens = 0
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        since, reported = time.monotonic(), Advance(0, 0, 0)
-        done = reported
-        for tokens, size in zip(self._documents, self._sizes, strict=True):
-            self.tokens += len(tokens)
+    def documents(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for (tokens,) in self.pairs((document,) for document in documents):
             yield tokens
+
+    def pairs(self, examples: Iterable[Tokens]) -> Iterator[Tokens]:
+        done = self._reported
+        for example, size in zip(examples, self._sizes, strict=True):
+            self.tokens += sum(map(len, example))
+            yield example
             done = Advance(done.documents + 1, done.bytes + size, self.tokens)
-            if time.monotonic() - since > _REPORT_SECONDS:
-                self._report(Advance(*np.subtract(done, reported).tolist()))
-                since, reported = time.monotonic(), done
-        self._report(Advance(*np.subtract(done, reported).tolist()))
+            if time.monotonic() - self._since > _REPORT_SECONDS:
+                self._tell(done)
+        self._tell(done)
+
+    def _tell(self, done: Advance) -> None:
+        self._report(Advance(*(now - before for now, before in zip(done, self._reported, strict=True))))
+        self._reported, self._since = done, time.monotonic()
 
 
 def write_rows(path: Path, rows: Iterable[np.ndarray]) -> int:

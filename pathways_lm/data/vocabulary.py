@@ -5,6 +5,7 @@ their UTF-8 bytes, and numbers are always split into single digits.
 """
 
 import codecs
+import functools
 import hashlib
 import io
 import itertools
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from pathways_lm.errors import DataError
@@ -56,6 +58,8 @@ _CHARACTER_COVERAGE = 0.9999
 
 # Characters that mean something to SentencePiece's trainer; as text they are spelled in bytes.
 _RESERVED = {_META_SPACE, "\u2585", "\x00"}
+
+_WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]")
 
 # Everything that is known to get lost in vocabularies made for other ends.
 _PROBE = f" a\u00a0 b  c\r\n\t\n\x00 \ufb01 \uff21 e\u0301 12 {_META_SPACE} \U0001f600 <unk> "
@@ -102,6 +106,17 @@ class Vocabulary:
         if processor.is_byte(token):
             return bytes([int(piece[1:-1], 16)])
         return piece.replace(_META_SPACE, " ").encode()
+
+    @functools.cached_property
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each piece, bool [size]: whether it begins inside a word, and whether it ends inside one.
+
+        Letters, digits, underscores and the bytes of rare characters are the inside of words.
+        """
+        words = [_WORD.sub(b"x", text) for text in self._bytes]
+        first = np.array([text.startswith(b"x") for text in words])
+        last = np.array([text.endswith(b"x") for text in words])
+        return first, last
 
     def encode(self, text: str) -> list[int]:
         """Token ids of any text without lone surrogates; no end-of-document token is added."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pathways_lm.data.manifest import Shard
-from pathways_lm.data.shards import Advance, Job, Report, write_shard
+from pathways_lm.data.shards import Advance, Job, Report, Row, write_shard
 from pathways_lm.data.vocabulary import Vocabulary
 from pathways_lm.errors import DataError, UserError
 
@@ -29,7 +29,7 @@ def write_in_processes(
     folder: Path,
     jobs: Sequence[Job],
     vocabulary: Vocabulary,
-    length: int,
+    row: Row,
     workers: int,
     report: Report,
     done: Callable[[Shard], None],
@@ -39,7 +39,7 @@ def write_in_processes(
     Raises what failed in a worker, and DataError where a worker ended by itself.
     """
     waiting = deque(jobs)
-    with _started(min(workers, len(jobs)), folder, vocabulary, length) as idle:
+    with _started(min(workers, len(jobs)), folder, vocabulary, row) as idle:
         busy: dict[Connection, tuple[_Worker, Job]] = {}
         while waiting or busy:
             while waiting and idle:
@@ -60,14 +60,14 @@ def write_in_processes(
 
 
 @contextlib.contextmanager
-def _started(count: int, folder: Path, vocabulary: Vocabulary, length: int) -> Iterator[list[_Worker]]:
+def _started(count: int, folder: Path, vocabulary: Vocabulary, row: Row) -> Iterator[list[_Worker]]:
     # A forked copy of a process in which JAX or tensorflow have threads may hang.
     context = multiprocessing.get_context("spawn")
     workers = []
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, folder, vocabulary.model, length), daemon=True)
+            process = context.Process(target=_work, args=(theirs, folder, vocabulary.model, row), daemon=True)
             process.start()
             theirs.close()  # else its end would not be noticed here
             workers.append(_Worker(process, ours))
@@ -104,7 +104,7 @@ def _ended(worker: _Worker, job: Job) -> DataError:
     )
 
 
-def _work(pipe: Connection, folder: Path, model: bytes, length: int) -> None:
+def _work(pipe: Connection, folder: Path, model: bytes, row: Row) -> None:
     """A worker's life: jobs come, reports and a shard go, until the pipe is closed."""
     # Ctrl-C reaches every process of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -112,12 +112,12 @@ def _work(pipe: Connection, folder: Path, model: bytes, length: int) -> None:
     # The pipe ends when the first process does, in whatever way.
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            pipe.send(_answer(folder, pipe.recv(), vocabulary, length, pipe.send))
+            pipe.send(_answer(folder, pipe.recv(), vocabulary, row, pipe.send))
 
 
-def _answer(folder: Path, job: Job, vocabulary: Vocabulary, length: int, report: Report) -> Shard | Exception:
+def _answer(folder: Path, job: Job, vocabulary: Vocabulary, row: Row, report: Report) -> Shard | Exception:
     try:
-        return write_shard(folder, job, vocabulary, length, report)
+        return write_shard(folder, job, vocabulary, row, report)
     except ConnectionError:
         raise
     except (OSError, UserError) as error:
