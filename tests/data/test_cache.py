@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import itertools
 import json
 import lzma
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +21,12 @@ from pathways_lm.config import DataConfig
 from pathways_lm.data import build, cache, manifest, shards, sources
 from pathways_lm.data.build import write_cache
 from pathways_lm.data.cache import plan_cache, prepare
+from pathways_lm.data.examples import Document
 from pathways_lm.data.loader import Loader
-from pathways_lm.data.sources import Document
 from pathways_lm.errors import DataError
 
 LENGTH, VOCAB_SIZE = 32, 400
+HALVES = (slice(64), slice(64, 128))
 
 
 def config(folder, **changes) -> DataConfig:
@@ -46,13 +49,15 @@ def built(tmp_path_factory, write_json_lines):
 
 
 def split_texts(folder) -> tuple[list[str], list[str]]:
-    documents = sources.files(f"{folder}/text/*.jsonl", "text")
+    documents = [
+        Document(path.name, json.loads(line)["text"], part)
+        for path in sorted((folder / "text").iterdir())
+        for part, line in enumerate(path.read_text().splitlines())
+    ]
     return tuple([document.text for document in side] for side in sources.split(documents, 0.1))
 
 
 def stream(corpus, split: str) -> list[int]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
     rows = []
     for path in corpus.files("files", split):
         reader = ArrayRecordReader(path)
@@ -282,6 +287,27 @@ def test_several_shards_hold_every_document_in_order(tmp_path, write_json_lines,
     text = "".join(documents_in(stream(corpus, "train"), corpus.vocabulary))
     assert text.startswith(train[0])
     assert Loader(corpus, config(tmp_path), None).rows(0, counts.sequences).shape == (counts.sequences, LENGTH)
+
+
+def test_shards_of_pairs_hold_every_pair_in_order(tmp_path, many_shards):
+    """Inputs in the first half of each row, targets in the second, each closed by its end."""
+    (tmp_path / "text").mkdir()
+    pairs = [(f"how much is {number} and {number}", f"it is {2 * number}") for number in range(200)]
+    lines = [json.dumps({"inputs": inputs, "targets": targets}) + "\n" for inputs, targets in pairs]
+    (tmp_path / "text" / "a.jsonl").write_text("".join(lines))
+    asked = config(tmp_path, objective="text_to_text", sequence_length=64)
+    corpus = prepare(asked, VOCAB_SIZE)
+    assert len(corpus.files("files", "train")) > 3
+    found = []
+    for split in ("train", "validation"):
+        for path in corpus.files("files", split):
+            for record in ArrayRecordReader(path).read_all():
+                row = np.frombuffer(record, "<i4")
+                halves = [documents_in(row[part].tolist(), corpus.vocabulary)[:-1] for part in HALVES]
+                found.append(list(zip(*halves, strict=True)))
+    assert sorted(itertools.chain(*found)) == sorted(pairs)
+    train = list(itertools.chain(*found[: corpus.train_sequences]))
+    assert train == [pair for pair in pairs if pair in train]
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 500), st.integers(1, 20))
