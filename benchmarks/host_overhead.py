@@ -95,7 +95,7 @@ def main() -> None:
                         loop = Loop(
                             *(experiment.train, state, lambda rows, step=step: step, course, NoStore(), {}, log),
                             *(workload, hooks, Books(began), Spikes(experiment.train)),
-                            *(Rewinds(Path(folder, "rewinds")), lambda step: (state, {})),
+                            *(Rewinds(Path(folder, "rewinds")), lambda step, state=state: (state, {})),
                         )
                         state, _ = loop.run()
                 jax.block_until_ready(state)

@@ -44,8 +44,8 @@ def tiny() -> Callable[..., ModelConfig]:
 
 @pytest.fixture(scope="session")
 def make(tiny: Callable[..., ModelConfig]) -> Callable:
-    """`make(preset, data, tensor, expert, zero, context, ring, **changes)` is the small `Model` on a mesh of that many
-    devices."""
+    """`make(preset, data, tensor, expert, zero, context, ring, dtype, **changes)` is the small `Model` on a mesh of
+    that many devices."""
     from pathways_lm.mesh import make_mesh
     from pathways_lm.models.model import Model
     from pathways_lm.sharding import make_rules
@@ -58,10 +58,12 @@ def make(tiny: Callable[..., ModelConfig]) -> Callable:
         zero: int = 3,
         context: int = 1,
         ring: bool = False,
+        dtype=None,
         **changes,
     ) -> Model:
         mesh = make_mesh(MeshConfig(data=data, expert=expert, context=context, tensor=tensor))
-        return Model(tiny(**changes), make_rules(preset, mesh, zero, ring))
+        rules = make_rules(preset, mesh, zero, ring=ring)
+        return Model(tiny(**changes), rules) if dtype is None else Model(tiny(**changes), rules, dtype)
 
     return build
 

@@ -50,10 +50,24 @@ class Experiment(Checked):
                 f"train.microbatches={self.train.microbatches}"
             )
         self._check_objective()
+        self._check_spikes()
         if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
             raise ConfigError(
                 f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
                 f"train.num_steps={self.train.num_steps}"
+            )
+
+    def _check_spikes(self) -> None:
+        """What is gone back to must still be there."""
+        train = self.train
+        reach = (train.checkpoints_kept - 1) * train.checkpoint_every
+        # A spike is noticed when its row is written, one interval late.
+        needed = train.spike_rewind + train.spike_patience + 2 * train.log_every
+        if train.spike_threshold and reach < needed:
+            raise ConfigError(
+                f"train.checkpoints_kept={train.checkpoints_kept} of every {train.checkpoint_every} steps reach back "
+                f"{reach} steps, and train.spike_rewind={train.spike_rewind} needs {needed}; keep "
+                f"{-(-needed // train.checkpoint_every) + 1}"
             )
 
     def _check_objective(self) -> None:

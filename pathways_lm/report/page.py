@@ -29,7 +29,7 @@ def write_report(folder: str | Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole page."""
-    sections = (_curves(run), _samples(run), _corpus(run), _parameters(run), _config(run), _events(run))
+    sections = (_curves(run), _samples(run), _books(run), _corpus(run), _parameters(run), _config(run), _events(run))
     body = f"{_headline(run)}\n{''.join(sections)}<footer>{escaped(_footer(run))}</footer>\n"
     return document(f"{run.name}: training report", run.name, _progress(run), body)
 
@@ -44,7 +44,17 @@ def _progress(run: Run) -> str:
 
 def _headline(run: Run) -> str:
     """The numbers to know, as cards; what the run has not told is left out."""
-    told = (_size(run), _steps(run), _tokens(run), _loss(run), _bits(run), _speed(run), _time(run), _device(run))
+    told = (
+        _size(run),
+        _steps(run),
+        _tokens(run),
+        _loss(run),
+        _bits(run),
+        _speed(run),
+        _time(run),
+        _goodput(run),
+        _device(run),
+    )
     return cards([each for each in told if each])
 
 
@@ -113,6 +123,15 @@ def _time(run: Run) -> Card | None:
     return ("Wall time", _duration(run.seconds), note) if run.seconds else None
 
 
+def _goodput(run: Run) -> Card | None:
+    _, goodput = series(run.train, "goodput")
+    if not len(goodput):
+        return None
+    _, energy = series(run.train, "energy_kwh")
+    note = "of all time went into steps that count" + (f" · {energy[-1]:,.1f} kWh" if len(energy) else "")
+    return "Goodput", f"{goodput[-1]:.1%}", note
+
+
 def _device(run: Run) -> Card | None:
     kind, devices, processes = (run.facts.get(key) for key in ("device_kind", "num_devices", "num_processes"))
     if not kind:
@@ -154,6 +173,29 @@ def _sample(row: Row, is_open: bool) -> str:
         f"<summary><b>step {row['step']:,}</b><code>{escaped(preview)}</code></summary>"
         f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(text)}</pre></details>'
     )
+
+
+_KINDS = {
+    "step": "steps that count",
+    "input": "waiting for batches",
+    "compile": "compiling",
+    "validation": "validation and samples",
+    "checkpoint": "writing checkpoints",
+    "start": "before the first step",
+    "lost": "steps lost by a kill or a rewind",
+    "down": "between a process and the next",
+}
+
+
+def _books(run: Run) -> str:
+    """Where the time went, as the last row of the log tells it."""
+    last = next((row for row in reversed(run.train) if "seconds_step" in row), None)
+    if last is None:
+        return ""
+    spent = {told: float(last.get(f"seconds_{kind}", 0.0)) for kind, told in _KINDS.items()}
+    total = sum(spent.values()) or 1.0
+    rows = [[told, f"{seconds:,.1f}", f"{seconds / total:.1%}"] for told, seconds in spent.items() if seconds]
+    return section("Time", card(table(("What", "Seconds", "Share"), rows, numbers=(1, 2))))
 
 
 def _corpus(run: Run) -> str:

@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from pathways_lm.report import tasks
 from pathways_lm.report.read import Run, series
 
 COLOURS = {
@@ -79,7 +80,7 @@ def _draw(axes: Axes, run: Run, recipe: _Recipe) -> bool:
     axes.tick_params(length=0)
     axes.set_xlabel("step")
     recipe.draw(axes, run)
-    if not axes.lines:
+    if not axes.lines and not axes.collections:
         return False
     if axes.get_xscale() == "linear":
         last = max((row["step"] for row in run.train + run.validation), default=0) or 1
@@ -290,6 +291,8 @@ _RECIPES = (
     _LOSS,
     _BITS,
     _Recipe("Loss, logarithmic steps", "nats per token", _draw_loss_on_log_steps),
+    _Recipe("Loss of each task", "nats per token", tasks.draw_losses),
+    _Recipe("Shares of the tasks", "of the rows of a batch", tasks.draw_shares),
     _Recipe("Learning rate", "", _draw_learning_rate),
     _Recipe("Gradient norm", "before clipping", _draw_gradient_norm),
     _Recipe("Parameter norm", "", _draw_parameter_norm),
