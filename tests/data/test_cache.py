@@ -40,8 +40,8 @@ def built(tmp_path_factory, write_json_lines):
 
 
 def split_texts(folder) -> tuple[list[str], list[str]]:
-    documents = sources.files(f"{folder}/text/*.jsonl", "text")
-    return tuple([document.text for document in side] for side in sources.split(documents, 0.1))
+    splits = sources.read(config(folder))["files"]
+    return tuple([document.text for document in splits[split]] for split in ("train", "validation"))
 
 
 def stream(path) -> list[int]:
