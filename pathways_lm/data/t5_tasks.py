@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from pathways_lm.data.examples import TRAIN, VALIDATION, Document, Example, Pair
-from pathways_lm.data.quiet_tensorflow import tf
+from pathways_lm.data.quiet_tensorflow import seqio, tf, tfds
 from pathways_lm.data.tensorflow_files import builder_in
 from pathways_lm.errors import DataError
-
-# isort: split
-import seqio
-import t5.data.mixtures  # registers, and the tasks with it
-import tensorflow_datasets as tfds
 
 
 @functools.cache
 def names() -> frozenset[str]:
     """Of the package's tasks and mixtures."""
-    registered = {*t5.data.TaskRegistry.names(), *t5.data.MixtureRegistry.names()}
+    import t5.data.mixtures  # noqa: F401  registers them, and the tasks with them
+
+    registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     return frozenset(name for name in registered if _sources(name))
 
 

@@ -10,12 +10,9 @@ import numpy as np
 
 from pathways_lm.data.examples import TRAIN, Example, Pair
 from pathways_lm.data.pairs import METRICS
-from pathways_lm.data.quiet_tensorflow import tf
+from pathways_lm.data.quiet_tensorflow import seqio, tf
 from pathways_lm.data.sources import MIXTURES, sampling_rates
 from pathways_lm.data.vocabulary import Vocabulary
-
-# isort: split
-import seqio
 
 Splits = Mapping[str, Sequence[Example]]
 INPUTS, TARGETS = "inputs", "targets"

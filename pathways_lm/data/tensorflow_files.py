@@ -1,13 +1,13 @@
 """Records of TFRecord files of tf.Examples, and of folders of TensorFlow Datasets."""
 
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from pathways_lm.data.examples import TRAIN, VALIDATION
-from pathways_lm.data.quiet_tensorflow import tf
+from pathways_lm.data.quiet_tensorflow import tf, tfds
 from pathways_lm.errors import DataError
 
 Records = Iterator[tuple[str, Mapping[str, Any]]]
@@ -15,6 +15,8 @@ Records = Iterator[tuple[str, Mapping[str, Any]]]
 
 def tf_records(path: str, keys: list[str]) -> Records:
     """Each tf.Example's place and its values: of `keys` as they are, of others whatever."""
+    if path.endswith(".gz"):
+        _check_gz(path)
     dataset = tf.data.TFRecordDataset(path, compression_type="GZIP" if path.endswith(".gz") else None)
     number = 0
     try:
@@ -27,6 +29,16 @@ def tf_records(path: str, keys: list[str]) -> Records:
             yield f"{path}, record {number}", {key: _value(features[key]) for key in features}
     except tf.errors.OpError as error:
         raise DataError(f"{path}, record {number + 1}: cannot be read: {error.message.splitlines()[0]}") from error
+
+
+def _check_gz(path: str) -> None:
+    """Raises DataError for a damaged file: tensorflow takes one that is cut off for one that ends there."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _value(feature: tf.train.Feature) -> Any:
