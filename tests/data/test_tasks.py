@@ -4,7 +4,7 @@ import seqio
 import tensorflow as tf
 
 from pathways_lm.config import DataConfig
-from pathways_lm.data import pairs, tasks
+from pathways_lm.data import pairs, sources, tasks
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.examples import Document, Pair
 from pathways_lm.data.loader import Loader
@@ -65,6 +65,7 @@ def test_our_cache_holds_what_seqio_yields(tmp_path, write_json_lines):
         validation_fraction=0.1,
     )
     corpus = prepare(config, 400)
+    tasks.register(sources.read(config), corpus.vocabulary)
     yielded = np.concatenate(examples("files", "validation"))
     held = np.concatenate(
         [
