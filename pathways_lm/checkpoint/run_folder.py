@@ -17,7 +17,7 @@ FIXED_SECTIONS = frozenset({"model", "data"})
 FIXED_FIELDS = frozenset(
     {"optimizer.name", "optimizer.factored", "optimizer.factored_from", "optimizer.moments", "optimizer.beta1"}
 )
-FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir"})
+FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir", "data.cache"})
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

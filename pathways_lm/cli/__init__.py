@@ -15,6 +15,7 @@ COMMANDS = {
     "inspect": "show a prompt's attention and experts as a page",
     "report": "write report.html in a run folder",
     "config": "print the resolved experiment of a config",
+    "data": "write a config's packed corpus to a folder, show any batch, check the files",
     "plan": "compile a config's step for a TPU or GPU machine that is not here: memory, exchanges, speed",
     "convert": "bring a published checkpoint into a run folder, or a run folder into one",
 }
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(parsers["config"])
     parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")
 
+    _add_data(parsers["data"])
     plan = parsers["plan"]
     _add_config(plan)
     plan.add_argument("--machine", required=True, metavar="M", help="as v5p:8x16x16, v4-3072x2 or h100:64x8")
@@ -90,6 +92,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--vocab-rows", type=int, metavar="N", help="export: write so many rows of the vocabulary")
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "cache": "tokenize and pack a config's documents into a folder that data.cache names, in several processes",
+        "show": "print the examples of any batch, decoded",
+        "check": "read every file of a cache and compare it with its SHA-256",
+    }
+    cache, show, check = (actions.add_parser(name, help=text, description=text) for name, text in texts.items())
+    _add_config(cache)
+    cache.add_argument("--out", required=True, metavar="DIR", help="the folder to write, or to go on with")
+    cache.add_argument("--workers", type=int, metavar="N", help="processes that write (default: one for each core)")
+    show.add_argument("target", metavar="CONFIG|RUN", help="a .py or .gin file, or a run folder")
+    show.add_argument("--step", type=int, default=1, metavar="K", help="as in metrics.jsonl, from 1 (the default) on")
+    show.add_argument("--rows", type=int, default=4, metavar="N", help="so many of its rows (default %(default)s)")
+    _add_overrides(show)
+    check.add_argument("folder", metavar="DIR", help="a folder that 'data cache' wrote")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

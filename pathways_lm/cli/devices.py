@@ -13,15 +13,20 @@ from pathways_lm.mesh import join_pathways
 
 def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
     """Virtual CPU devices where asked for, a Pathways cluster's where there is one; a lasting cache of programs."""
-    _quiet_orbax()
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("pathways_lm").setLevel(logging.INFO)
+    set_up_logging()
     if arguments.cpu_devices is not None:
         if arguments.cpu_devices < 1:
             raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")
         jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
     join_pathways()
     jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "compiled"))
+
+
+def set_up_logging() -> None:
+    """The error stream tells what takes a while here, and not what Orbax does."""
+    _quiet_orbax()
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("pathways_lm").setLevel(logging.INFO)
 
 
 def _quiet_orbax() -> None:

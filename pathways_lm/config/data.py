@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from pathways_lm.checked import Checked, bounded
 
+OF_PAIRS = ("span_corruption", "ul2", "text_to_text")
+"""Objectives that say targets after inputs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
@@ -13,17 +16,39 @@ class DataConfig(Checked):
     section: typing.ClassVar[str] = "data"
 
     mixture: str = "python_text"
-    """A seqio task or mixture: `python_docs`, `python_stdlib` or `python_text` (both)."""
+    """A task or mixture of docs/tasks.md, or one of the t5 package whose data lies in `datasets_dir`."""
+    datasets_dir: str = "~/tensorflow_datasets"
+    """Where TensorFlow Datasets' folders lie. Nothing is downloaded."""
     files: str = ""
-    """A glob of text or JSON-lines files, plain or gz. When given, it is read in place of `mixture`."""
+    """A glob of files, or a data set's folder, read in place of `mixture`: text or JSON lines, plain or gz, TFRecord,
+    Parquet, Arrow, and folders of Hugging Face and TensorFlow Datasets."""
     text_key: str = "text"
-    """The key of a JSON line that holds the document."""
+    """The key of a record that holds the document."""
+    inputs_key: str = "inputs"
+    """For text_to_text, the key of a record that holds what is read."""
+    targets_key: str = "targets"
+    """For text_to_text, the key of a record that holds what is asked for."""
     vocabulary: str = ""
     """A SentencePiece model file; empty trains one on the corpus."""
-    objective: str = bounded("causal", one_of=("causal", "prefix", "span_corruption", "masked"))
-    """What is predicted: the next token, the next after a prefix seen both ways, T5's dropped spans, BERT's masks."""
+    objective: str = bounded(
+        "causal",
+        one_of=("causal", "prefix", "fill_in_the_middle", "span_corruption", "ul2", "text_to_text", "masked"),
+    )
+    """What is predicted: the next token, the next after a prefix seen both ways, or with a part moved to the end; T5's
+    dropped spans, UL2's mixture of them, the targets of pairs; BERT's masks."""
+    inputs: str = bounded("encoder", one_of=("encoder", "prefix", "causal"))
+    """Who reads the inputs of spans, UL2 and pairs: an encoder, or a decoder before it says the targets, which sees
+    them both ways (`prefix`) or one after the other (`causal`)."""
+    targets_length: int = bounded(0, at_least=0)
+    """Tokens of the targets of text_to_text beside an encoder; 0 takes `sequence_length`."""
+    whole_words: bool = False
+    """For masked: words are masked, not single pieces of them."""
+    middle_rate: float = bounded(0.5, at_least=0, at_most=1)
+    """For fill_in_the_middle, the share of documents that are rearranged."""
+    middle_spm_rate: float = bounded(0.5, at_least=0, at_most=1)
+    """Of those, the share that begins with the suffix (SPM); the others begin with the prefix (PSM)."""
     extra_ids: int = bounded(0, at_least=0)
-    """Ids behind the vocabulary's pieces that no text has: T5's sentinels (100), BERT's mask (1)."""
+    """Ids behind the vocabulary's pieces that no text has: T5's sentinels (100), BERT's mask (1), UL2's modes (3)."""
     sequence_length: int = bounded(2048, at_least=2)
     batch_size: int = bounded(512, at_least=1)
     """Sequences in a batch, over all devices."""
@@ -34,3 +59,5 @@ class DataConfig(Checked):
     """The share of files kept for validation, chosen by a hash of their names."""
     seed: int = bounded(0, at_least=0)
     cache_dir: str = "~/.cache/pathways_lm"
+    cache: str = ""
+    """A folder that `pathways-lm data cache` wrote, to be read in place of the sources."""

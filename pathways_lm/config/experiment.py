@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathways_lm.checked import Checked
-from pathways_lm.config.data import DataConfig
+from pathways_lm.config.data import OF_PAIRS, DataConfig
 from pathways_lm.config.mesh import MeshConfig
 from pathways_lm.config.mixing import MixingConfig
 from pathways_lm.config.model import ModelConfig
@@ -72,18 +72,38 @@ class Experiment(Checked):
             )
 
     def _check_objective(self) -> None:
-        shapes = {"causal": "decoder", "prefix": "decoder", "span_corruption": "encoder_decoder", "masked": "encoder"}
-        needed = shapes[self.data.objective]
-        if self.model.shape != needed:
-            fitting = " or ".join(repr(name) for name, shape in shapes.items() if shape == self.model.shape)
+        data, shape = self.data, self.model.shape
+        pairs = data.objective in OF_PAIRS
+        if data.inputs != "encoder" and not pairs:
+            raise ConfigError(f"data.inputs={data.inputs!r} is for {' or '.join(map(repr, OF_PAIRS))}")
+        needed = _shape_of(data.objective, data.inputs)
+        if shape != needed:
+            chosen = f"data.objective={data.objective!r}"
+            if pairs and shape == "decoder":
+                raise ConfigError(
+                    f"{chosen} with data.inputs={data.inputs!r} needs model.shape={needed!r}, not {shape!r}, "
+                    "for which data.inputs is 'prefix' or 'causal'"
+                )
+            others = (*OF_PAIRS, "causal", "prefix", "fill_in_the_middle", "masked")
+            fitting = " or ".join(repr(name) for name in others if _shape_of(name, "encoder") == shape)
+            raise ConfigError(f"{chosen} needs model.shape={needed!r}, not {shape!r}, for which it is {fitting}")
+        if data.whole_words and data.objective != "masked":
+            raise ConfigError(f"data.whole_words=True is for data.objective='masked', not {data.objective!r}")
+        if data.targets_length and (data.objective != "text_to_text" or data.inputs != "encoder"):
             raise ConfigError(
-                f"data.objective={self.data.objective!r} needs model.shape={needed!r}, not {self.model.shape!r}, "
-                f"for which it is {fitting}"
+                f"data.targets_length={data.targets_length} is for data.objective='text_to_text' with an encoder"
             )
-        if self.model.positions == "learned" and self.data.sequence_length > self.model.max_length:
-            raise ConfigError(
-                f"data.sequence_length={self.data.sequence_length} is above model.max_length={self.model.max_length}"
-            )
+        for name in ("sequence_length", "targets_length"):
+            length = getattr(data, name)
+            if self.model.positions == "learned" and length > self.model.max_length:
+                raise ConfigError(f"data.{name}={length} is above model.max_length={self.model.max_length}")
+
+
+def _shape_of(objective: str, inputs: str) -> str:
+    """The model's shape that an objective is for."""
+    if objective in OF_PAIRS:
+        return "encoder_decoder" if inputs == "encoder" else "decoder"
+    return "encoder" if objective == "masked" else "decoder"
 
 
 SECTIONS: dict[str, type] = {

@@ -1,77 +1,72 @@
-"""The corpus on disk, ready to be read by index: tokenized and packed once, kept under a hash of its content.
+"""The corpus on disk, ready to be read by index: tokenized and packed once.
+
+`data.cache` names a folder that `pathways-lm data cache` wrote. Without it, the corpus is kept under a hash of its
+content:
 
 <cache_dir>/vocabulary/<hash>.model         SentencePiece models
-<cache_dir>/packed/<fingerprint>/           one corpus
-    corpus.json                             what `Corpus` holds
-    <task>-<split>.array_record             a sequence a record: little-endian int32 [sequence_length]
+<cache_dir>/packed/<fingerprint>/           one corpus, as `manifest` describes it
 """
 
 import contextlib
-import gzip
-import hashlib
-import json
 import logging
-import lzma
 import os
-import shutil
-import signal
-import threading
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
-
-import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from pathways_lm.config import DataConfig
 from pathways_lm.data import sources
-from pathways_lm.data.objectives import raw_length
-from pathways_lm.data.packing import pack
-from pathways_lm.data.sources import Document
+from pathways_lm.data.build import Plan, Tasks, make_plan, write_cache
+from pathways_lm.data.examples import TRAIN, VALIDATION
+from pathways_lm.data.manifest import (
+    MANIFEST,
+    VOCABULARY,
+    Counts,
+    Manifest,
+    Shard,
+    difference,
+    finished,
+    is_there,
+    read_manifest,
+    total,
+    write_whole,
+)
+from pathways_lm.data.objectives import inputs_length, raw_length
+from pathways_lm.data.shards import Row
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary, train_vocabulary, training_key
 from pathways_lm.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
-"""To be raised whenever the same documents would be packed to other sequences or files."""
-
-TRAIN, VALIDATION = "train", "validation"
-Tasks = Mapping[str, Mapping[str, list[Document]]]
-"""Task -> split -> documents."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The size of one split of one task. `tokens` includes each document's end-of-document token."""
-
-    documents: int
-    bytes: int
-    tokens: int
-    sequences: int
+__all__ = ["TRAIN", "VALIDATION", "Corpus", "Counts", "plan_cache", "prepare", "writable"]
 
 
 @dataclass(frozen=True)
 class Corpus:
     """A packed corpus.
 
-    `fingerprint` changes with everything that decides a batch but seed and batch size: documents, vocabulary,
-    sequence length, mixture.
+    `fingerprint` changes with everything that decides a batch but seed, batch size and mixture: documents,
+    vocabulary, sequence length.
     """
 
     fingerprint: str
     folder: Path
     vocabulary: Vocabulary
     sequence_length: int
-    counts: Mapping[str, Mapping[str, Counts]]
-    """Task -> split -> counts."""
+    shards: Mapping[str, Mapping[str, tuple[Shard, ...]]]
+    """Task -> split -> shards in order."""
     rates: Mapping[str, float]
     """Task -> its share of the training sequences; they add up to 1."""
     yardsticks: Mapping[str, float]
     """Compressor -> bits per byte on the validation text."""
+
+    @property
+    def counts(self) -> Mapping[str, Mapping[str, Counts]]:
+        """Task -> split -> counts."""
+        return {
+            task: {split: total(shards) for split, shards in splits.items()} for task, splits in self.shards.items()
+        }
 
     @property
     def train_sequences(self) -> int:
@@ -82,219 +77,127 @@ class Corpus:
         """UTF-8 bytes of the text that the validation tokens stand for."""
         return sum(splits[VALIDATION].bytes for splits in self.counts.values())
 
-    def shard(self, task: str, split: str) -> Path:
-        return self.folder / _shard_name(task, split)
+    def files(self, task: str, split: str) -> list[str]:
+        """The split's ArrayRecord files, in order."""
+        return [str(self.folder / shard.file) for shard in self.shards[task][split]]
 
 
 def prepare(config: DataConfig, vocab_size: int) -> Corpus:
-    """The packed corpus that `config` asks for, from the cache or built now.
+    """The packed corpus that `config` asks for: read from `data.cache`, or from the cache folder, or built now.
 
     Its sequences have as many tokens as the objective makes one example of. The vocabulary leaves room for
     `data.extra_ids` in the model's `vocab_size` rows.
 
     Building takes some 20 s for the text that comes with Python; reading the cache about one, without
     tensorflow. Several processes may do it at once. Raises ConfigError for an unknown mixture, DataError for
-    files, a vocabulary or a cache folder that cannot be used, and for a corpus smaller than one batch.
+    files, a vocabulary or a cache that cannot be used, and for a task smaller than one batch.
     """
-    cache = Path(config.cache_dir).expanduser()
-    tasks: dict[str, dict[str, list[Document]]] = {}
-    for task, documents in sources.read(config).items():
-        train, validation = sources.split(documents, config.validation_fraction)
-        tasks[task] = {TRAIN: train, VALIDATION: validation}
-    length = raw_length(config)
-    vocabulary = _vocabulary(config, vocab_size - config.extra_ids, tasks, cache)
-    fingerprint = _fingerprint(tasks, vocabulary, length)
-    folder = cache / "packed" / fingerprint
-    corpus = _load(folder, vocabulary)
-    if corpus is None:
-        with _writable(cache):
-            corpus = _build(folder, tasks, vocabulary, length)
+    corpus = _given(config, vocab_size) if config.cache else _kept_by_content(config, vocab_size)
     _check_size(corpus, config)
     return corpus
 
 
-def _vocabulary(config: DataConfig, vocab_size: int, tasks: Tasks, cache: Path) -> Vocabulary:
-    if config.vocabulary:
-        return load_vocabulary(os.path.expanduser(config.vocabulary), vocab_size)
-    texts = [document.text for splits in tasks.values() for document in splits[TRAIN]]
-    path = cache / "vocabulary" / f"{training_key(texts, vocab_size)}.model"
-    # A damaged file is not an error here: the same model can be learned again.
-    with contextlib.suppress(OSError, ValueError):
-        return Vocabulary(path.read_bytes())
-    _log.info("learning a vocabulary of %d pieces", vocab_size)
-    model = train_vocabulary(texts, vocab_size)
-    with _writable(cache):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begun = _begun(path)
-        try:
-            begun.write_bytes(model)
-            begun.replace(path)
-        finally:
-            begun.unlink(missing_ok=True)
-    return Vocabulary(model)
-
-
-def _begun(path: Path) -> Path:
-    """A name beside `path` that no other builder uses, to be written and then renamed to `path`."""
-    return path.with_name(f".begun-{uuid.uuid4().hex}")
-
-
-def _fingerprint(tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, vocabulary.fingerprint, sequence_length]).encode())
-    for task, splits in tasks.items():
-        for split, documents in splits.items():
-            for document in documents:
-                text = document.text.encode()
-                digest.update(json.dumps([task, split, document.name, document.part, len(text)]).encode())
-                digest.update(text)
-    return digest.hexdigest()[:32]
-
-
-def _load(folder: Path, vocabulary: Vocabulary) -> Corpus | None:
-    """The corpus in `folder`; None where there is none, or not all of it."""
-    try:
-        values = json.loads((folder / "corpus.json").read_text())
-        counts = {
-            task: {split: Counts(**numbers) for split, numbers in splits.items()}
-            for task, splits in values["counts"].items()
-        }
-        corpus = Corpus(
-            fingerprint=folder.name,
-            folder=folder,
-            vocabulary=vocabulary,
-            sequence_length=values["sequence_length"],
-            counts=counts,
-            rates=values["rates"],
-            yardsticks=values["yardsticks"],
-        )
-        whole = all((folder / name).stat().st_size == size for name, size in values["file_bytes"].items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return corpus if whole else None
-
-
-def _build(folder: Path, tasks: Tasks, vocabulary: Vocabulary, sequence_length: int) -> Corpus:
-    """Writes the corpus beside `folder` and renames it there, so that no half of one is ever seen."""
-    begun = _begun(folder)
-    try:
-        begun.mkdir(parents=True)
-        with _interruptible():
-            values = {
-                "sequence_length": sequence_length,
-                "counts": _write_shards(begun, tasks, vocabulary, sequence_length),
-                "rates": sources.sampling_rates({task: splits[TRAIN] for task, splits in tasks.items()}),
-                "yardsticks": _yardsticks(tasks),
-                "file_bytes": {path.name: path.stat().st_size for path in sorted(begun.iterdir())},
-            }
-        (begun / "corpus.json").write_text(json.dumps(values, indent=1))
-        if _load(folder, vocabulary) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # damaged
-            with contextlib.suppress(OSError):  # another process was quicker, with the same content
-                begun.rename(folder)
-    finally:
-        shutil.rmtree(begun, ignore_errors=True)
-    corpus = _load(folder, vocabulary)
-    if corpus is None:
-        raise OSError(f"{folder} was damaged while it was written")
+def _given(config: DataConfig, vocab_size: int) -> Corpus:
+    """The cache in the folder `data.cache`. Raises DataError where it was written for something else."""
+    folder = Path(config.cache).expanduser()
+    called = f"data.cache='{config.cache}'"
+    manifest = finished(folder, called)
+    other = difference(manifest.asked, asked(config, vocab_size))
+    if other:
+        raise DataError(f"{called} was written for {other}; 'pathways-lm data cache' writes another")
+    if not is_there(folder, manifest):
+        raise DataError(f"{called} is damaged: 'pathways-lm data check {config.cache}' says where")
+    corpus = _corpus(folder, manifest)
+    if corpus.vocabulary.fingerprint != manifest.vocabulary_sha256:
+        raise DataError(f"'{folder / VOCABULARY}' is damaged: it is not what was written (SHA-256)")
     return corpus
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the block, at the latest at its end: some of what tensorflow imports catches every exception."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interrupted = False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, interrupt)
+def _kept_by_content(config: DataConfig, vocab_size: int) -> Corpus:
+    cache = Path(config.cache_dir).expanduser()
+    plan = plan_cache(config, vocab_size)
+    folder = cache / "packed" / plan.fingerprint
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        raise KeyboardInterrupt
+        manifest = read_manifest(folder)
+    except DataError:
+        # Not an error here: it can be written again.
+        manifest = None
+        (folder / MANIFEST).unlink()
+    if manifest is None or not is_there(folder, manifest):
+        with writable(f"data.cache_dir='{cache}'"):
+            manifest = write_cache(folder, plan, workers=0, report=lambda advance: None)
+    return _corpus(folder, manifest)
 
 
-def _write_shards(folder: Path, tasks: Tasks, vocabulary: Vocabulary, length: int) -> dict[str, dict[str, Any]]:
-    """Tokenizes, packs and writes every split. Returns `Counts` as plain values, task -> split -> counts."""
-    # Late, as tensorflow comes with it: a corpus that is ready needs none.
-    from pathways_lm.data.tasks import register, tokens
-
-    register(tasks, vocabulary)
-    counts: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    for task, splits in tasks.items():
-        for split, documents in splits.items():
-            text_bytes = _text_bytes(documents)
-            _log.info("tokenizing %s, %s: %d documents, %.1f MB", task, split, len(documents), text_bytes / 1e6)
-            lengths: list[int] = []
-            measured = _measured(tokens(task, split), lengths)
-            path = folder / _shard_name(task, split)
-            sequences = _write(path, pack(measured, length, keep_tail=split == VALIDATION))
-            counts[task][split] = asdict(Counts(len(documents), text_bytes, sum(lengths), sequences))
-    return counts
+def _corpus(folder: Path, manifest: Manifest) -> Corpus:
+    return Corpus(
+        fingerprint=manifest.fingerprint,
+        folder=folder,
+        vocabulary=Vocabulary((folder / VOCABULARY).read_bytes()),
+        sequence_length=manifest.sequence_length,
+        shards=manifest.shards,
+        rates=manifest.rates,
+        yardsticks=manifest.yardsticks,
+    )
 
 
-def _measured(documents: Iterable[np.ndarray], lengths: list[int]) -> Iterator[np.ndarray]:
-    """The documents as they come, their lengths noted in `lengths`."""
-    for tokens in documents:
-        lengths.append(len(tokens))
-        yield tokens
+def asked(config: DataConfig, vocab_size: int) -> dict[str, Any]:
+    """What of a configuration decides the rows of its cache, by the name that a user knows it by."""
+    if config.vocabulary:
+        vocabulary = load_vocabulary(os.path.expanduser(config.vocabulary), vocab_size - config.extra_ids)
+        which = f"the model with SHA-256 {vocabulary.fingerprint}"
+    else:
+        which = f"{vocab_size - config.extra_ids} pieces learned from the corpus"
+    source = {"data.mixture": "" if config.files else config.mixture, "data.files": config.files}
+    # How files are read, and what becomes of the text.
+    names = ["text_key", "inputs_key", "targets_key"] if config.files else []
+    names += ["objective", "inputs", "sequence_length", "targets_length", "validation_fraction"]
+    return {**source, **{f"data.{name}": getattr(config, name) for name in names}, "vocabulary": which}
 
 
-def _write(path: Path, rows: Iterable[np.ndarray]) -> int:
-    """Writes rows as records and returns how many. Raises OSError where the disk is full."""
-    written = 0
-    try:
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for row in rows:
-            writer.write(row.astype("<i4").tobytes())
-            written += 1
-        writer.close()
-    except RuntimeError as error:  # how ArrayRecord tells what the file system refused
-        raise OSError(str(error).split(";")[0]) from error
-    return written
+def plan_cache(config: DataConfig, vocab_size: int) -> Plan:
+    """Reads the documents that `config` asks for, learns their vocabulary where none is given, and plans their cache.
+
+    Raises what `prepare` raises of documents and vocabularies.
+    """
+    tasks = sources.read(config)
+    vocabulary = _vocabulary(config, vocab_size - config.extra_ids, tasks)
+    return make_plan(tasks, vocabulary, Row(raw_length(config), inputs_length(config)), asked(config, vocab_size))
 
 
-def _shard_name(task: str, split: str) -> str:
-    return f"{task}-{split}.array_record"
-
-
-def _text_bytes(documents: list[Document]) -> int:
-    return sum(len(document.text.encode()) for document in documents)
-
-
-def _yardsticks(tasks: Tasks) -> dict[str, float]:
-    """Bits per byte of two compressors on the whole validation text: what a model has to beat."""
-    text = "".join(document.text for splits in tasks.values() for document in splits[VALIDATION]).encode()
-    compressed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
-    return {name: 8 * len(data) / len(text) for name, data in compressed.items()}
+def _vocabulary(config: DataConfig, size: int, tasks: Tasks) -> Vocabulary:
+    if config.vocabulary:
+        return load_vocabulary(os.path.expanduser(config.vocabulary), size)
+    texts = [text for splits in tasks.values() for example in splits[TRAIN] for text in example.texts]
+    cache = Path(config.cache_dir).expanduser()
+    path = cache / "vocabulary" / f"{training_key(texts, size)}.model"
+    # A damaged file is not an error here: the same model can be learned again.
+    with contextlib.suppress(OSError, ValueError):
+        return Vocabulary(path.read_bytes())
+    _log.info("learning a vocabulary of %d pieces", size)
+    model = train_vocabulary(texts, size)
+    with writable(f"data.cache_dir='{cache}'"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, model)
+    return Vocabulary(model)
 
 
 @contextlib.contextmanager
-def _writable(cache: Path) -> Iterator[None]:
-    """Tells failed writes in the cache folder (full, read-only, not a folder) as a DataError naming it."""
+def writable(folder: str) -> Iterator[None]:
+    """Tells failed writes (the disk full, read-only, not a folder) as a DataError that begins with `folder`."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"data.cache_dir='{cache}' cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def _check_size(corpus: Corpus, config: DataConfig) -> None:
-    """Raises DataError when the corpus does not fill one batch."""
+    """Raises DataError when a task does not fill one batch."""
     for task, splits in corpus.counts.items():
-        if not splits[TRAIN].sequences:
+        found = splits[TRAIN]
+        if found.sequences < config.batch_size:
             raise DataError(
-                f"task '{task}' is too small: its {splits[TRAIN].tokens} training tokens fill no sequence of "
-                f"data.sequence_length={config.sequence_length}"
+                f"task '{task}' is too small: its {found.tokens} training tokens make {found.sequences} sequences of "
+                f"data.sequence_length={config.sequence_length}, less than one batch of "
+                f"data.batch_size={config.batch_size}"
             )
-    if corpus.train_sequences < config.batch_size:
-        raise DataError(
-            f"the corpus is too small: {corpus.train_sequences} training sequences of data.sequence_length="
-            f"{config.sequence_length} do not fill one batch of data.batch_size={config.batch_size}"
-        )

@@ -44,21 +44,22 @@ class Loader:
         self.sequence_length = corpus.sequence_length
         self._objective = objective
         self._validation = [self._source(corpus, task, VALIDATION) for task in self.mixture.tasks]
-        self._streams = [
-            grain.MapDataset.source(self._source(corpus, task, TRAIN)).seed(config.seed).shuffle().repeat()
-            for task in self.mixture.tasks
+        self._train = [self._source(corpus, task, TRAIN) for task in self.mixture.tasks]
+        # Numbers of sequences, and not what is read: passing those through costs more than reading them.
+        self._order = [
+            grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat() for source in self._train
         ]
 
     @staticmethod
     def _source(corpus: Corpus, task: str, split: str) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource(str(corpus.shard(task, split)))
+        return grain.sources.ArrayRecordDataSource(corpus.files(task, split))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of the training stream: int32 [stop - start, L]."""
         rows = np.empty((stop - start, self.sequence_length), np.int32)
         for place, index in enumerate(range(start, stop)):
             task, number = self.mixture.at(index)
-            rows[place] = _sequence(self._streams[task][number])
+            rows[place] = _sequence(self._train[task][self._order[task][number]])
         return rows
 
     @functools.cache  # noqa: B019 - of the few sizes that a run has
@@ -73,9 +74,7 @@ class Loader:
 
         @functools.cache  # devices along the tensor axis, and the parts of a batch, come from the same rows
         def examples(start: int, stop: int) -> Batch:
-            numbers = range(first + start, first + stop)
-            tasks = [self.mixture.at(number)[0] for number in numbers]
-            return self._examples(self.rows(numbers.start, numbers.stop), numbers.start, tasks)
+            return self.examples(range(first + start, first + stop))
 
         def place(name: str, like: np.ndarray) -> jax.Array:
             def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -87,6 +86,11 @@ class Loader:
 
         leaves = self.example(batch_size)._asdict().items()
         return Batch(**{name: place(name, like) for name, like in leaves if like is not None})
+
+    def examples(self, numbers: range) -> Batch:
+        """Some rows of the training stream, as numpy arrays."""
+        tasks = [self.mixture.at(number)[0] for number in numbers]
+        return self._examples(self.rows(numbers.start, numbers.stop), numbers.start, tasks)
 
     def _examples(self, rows: np.ndarray, first: int, tasks: Sequence[int]) -> Batch:
         batch = self._objective(rows, range(first, first + len(rows)))

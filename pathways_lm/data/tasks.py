@@ -1,29 +1,21 @@
-"""The corpus as seqio Tasks and Mixtures. The one file that imports seqio and tensorflow (about 8 s).
+"""The corpus as seqio Tasks and Mixtures.
 
 seqio turns documents into token ids; `packing` and `cache` take them from there.
 """
 
-import os
-
-# Read by tensorflow as it loads: without them it writes to the terminal.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from pathways_lm.data.sources import MIXTURES, Document, sampling_rates
+from pathways_lm.data.examples import TRAIN, Example, Pair
+from pathways_lm.data.pairs import METRICS
+from pathways_lm.data.quiet_tensorflow import seqio, tf
+from pathways_lm.data.sources import MIXTURES, sampling_rates
 from pathways_lm.data.vocabulary import Vocabulary
 
-# tensorflow would take an accelerator's whole memory away from JAX.
-tf.config.set_visible_devices([], "GPU")
-
-Splits = Mapping[str, Sequence[Document]]
-FEATURE = "targets"
+Splits = Mapping[str, Sequence[Example]]
+INPUTS, TARGETS = "inputs", "targets"
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -87,10 +79,11 @@ class SeqioVocabulary(seqio.Vocabulary):
 def register(tasks: Mapping[str, Splits], vocabulary: Vocabulary) -> None:
     """Puts the tasks into seqio's registry, and the mixtures whose members are all there.
 
-    Each task maps 'train' and 'validation' to documents. A mixture draws from its tasks in proportion to the
-    bytes they train on, so that no document is seen more often than another. What was registered under these
-    names before is replaced.
+    Each task maps 'train' and 'validation' to documents, which become 'targets', or to pairs. A mixture draws from its
+    tasks in proportion to the bytes they train on, so that no document is seen more often than another. What was
+    registered under these names before is replaced.
     """
+    feature = seqio.Feature(SeqioVocabulary(vocabulary), dtype=tf.int32)
     for name, splits in tasks.items():
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
@@ -98,12 +91,13 @@ def register(tasks: Mapping[str, Splits], vocabulary: Vocabulary) -> None:
             source=seqio.FunctionDataSource(
                 functools.partial(_dataset, splits),
                 splits=tuple(splits),
-                num_input_examples={split: len(documents) for split, documents in splits.items()},
+                num_input_examples={split: len(examples) for split, examples in splits.items()},
             ),
             preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-            output_features={FEATURE: seqio.Feature(SeqioVocabulary(vocabulary), dtype=tf.int32)},
+            output_features=dict.fromkeys(_texts(splits), feature),
+            metric_fns=[_METRICS[metric] for metric in METRICS.get(name, ())],
         )
-    rates = sampling_rates({name: splits["train"] for name, splits in tasks.items()})
+    rates = sampling_rates({name: splits[TRAIN] for name, splits in tasks.items()})
     for name, members in MIXTURES.items():
         if set(members) <= set(tasks):
             seqio.MixtureRegistry.remove(name)
@@ -112,13 +106,50 @@ def register(tasks: Mapping[str, Splits], vocabulary: Vocabulary) -> None:
 
 def tokens(task: str, split: str) -> Iterator[np.ndarray]:
     """Token ids, int32, of each document of a registered task, in order and with its end-of-document token."""
+    for example in _examples(task, split):
+        yield example[TARGETS]
+
+
+def pair_tokens(task: str, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same of each pair's inputs and targets."""
+    for example in _examples(task, split):
+        yield example[INPUTS], example[TARGETS]
+
+
+def _examples(task: str, split: str) -> Iterator[Mapping[str, np.ndarray]]:
     dataset = seqio.TaskRegistry.get(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, try_in_mem_cache=False
     )
-    for example in dataset.as_numpy_iterator():
-        yield example[FEATURE]
+    return dataset.as_numpy_iterator()
+
+
+def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+    """The percentage of predictions that are their target."""
+    from t5.evaluation import metrics  # late: it takes seconds, and only evaluation needs it
+
+    return metrics.accuracy(targets, predictions)
+
+
+def bleu(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+    """sacrebleu's BLEU of all predictions, 0 to 100."""
+    from t5.evaluation import metrics
+
+    return metrics.bleu(targets, predictions)
+
+
+_METRICS: Mapping[str, Callable] = {"accuracy": accuracy, "bleu": bleu}
+
+
+def _texts(splits: Splits) -> dict[str, Callable[[Example], str]]:
+    """Feature -> its text of an example."""
+    if isinstance(splits[TRAIN][0], Pair):
+        return {INPUTS: lambda pair: pair.texts[0], TARGETS: lambda pair: pair.texts[1]}
+    return {TARGETS: lambda document: document.text}
 
 
 def _dataset(splits: Splits, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     del shuffle_files, seed  # the documents' order is fixed; packed sequences are shuffled
-    return tf.data.Dataset.from_tensor_slices({FEATURE: [document.text.encode() for document in splits[split]]})
+    features = _texts(splits).items()
+    return tf.data.Dataset.from_tensor_slices(
+        {name: [text(example).encode() for example in splits[split]] for name, text in features}
+    )

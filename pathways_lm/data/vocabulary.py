@@ -5,13 +5,16 @@ their UTF-8 bytes, and numbers are always split into single digits.
 """
 
 import codecs
+import functools
 import hashlib
 import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from pathways_lm.errors import DataError
@@ -55,6 +58,8 @@ _CHARACTER_COVERAGE = 0.9999
 
 # Characters that mean something to SentencePiece's trainer; as text they are spelled in bytes.
 _RESERVED = {_META_SPACE, "\u2585", "\x00"}
+
+_WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]")
 
 # Everything that is known to get lost in vocabularies made for other ends.
 _PROBE = f" a\u00a0 b  c\r\n\t\n\x00 \ufb01 \uff21 e\u0301 12 {_META_SPACE} \U0001f600 <unk> "
@@ -102,6 +107,17 @@ class Vocabulary:
             return bytes([int(piece[1:-1], 16)])
         return piece.replace(_META_SPACE, " ").encode()
 
+    @functools.cached_property
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each piece, bool [size]: whether it begins inside a word, and whether it ends inside one.
+
+        Letters, digits, underscores and the bytes of rare characters are the inside of words.
+        """
+        words = [_WORD.sub(b"x", text) for text in self._bytes]
+        first = np.array([text.startswith(b"x") for text in words])
+        last = np.array([text.endswith(b"x") for text in words])
+        return first, last
+
     def encode(self, text: str) -> list[int]:
         """Token ids of any text without lone surrogates; no end-of-document token is added."""
         first, *others = text.split(_META_SPACE)
@@ -145,15 +161,18 @@ def load_vocabulary(path: str, vocab_size: int) -> Vocabulary:
     return vocabulary
 
 
-def train_vocabulary(texts: Sequence[str], size: int) -> bytes:
+def train_vocabulary(texts: Collection[str], size: int) -> bytes:
     """A SentencePiece model of up to `size` pieces, learned from `texts`; the same bytes each time.
+
+    `texts` are gone through twice; of large ones a sample is kept.
 
     A small corpus offers fewer pieces than asked for: the vocabulary is then smaller, and the last rows of
     the model's embedding stay unused. Raises DataError when there is next to no text.
     """
-    chunks = [chunk for text in texts for chunk in _chunks(text)]
-    step = -(-sum(map(len, chunks)) // _SAMPLE_CHARACTERS) or 1
-    chunks = chunks[::step]
+    step = -(-sum(map(len, texts)) // _SAMPLE_CHARACTERS) or 1
+    # No more than the sample is held, whatever the size of the texts.
+    every = itertools.chain.from_iterable(map(_chunks, texts))
+    chunks = list(itertools.islice(every, 0, None, step))
     foreign = re.compile(f"[^{re.escape(''.join(_alphabet(chunks, size)))}]+")
     model = io.BytesIO()
     try:
@@ -170,7 +189,7 @@ def train_vocabulary(texts: Sequence[str], size: int) -> bytes:
     return model.getvalue()
 
 
-def training_key(texts: Sequence[str], size: int) -> str:
+def training_key(texts: Iterable[str], size: int) -> str:
     """A hash of everything that decides what `train_vocabulary` gives."""
     digest = hashlib.sha256(
         repr((sentencepiece.__version__, size, sorted(_OPTIONS.items()), _SAMPLE_CHARACTERS)).encode()

@@ -36,7 +36,7 @@ def experiment() -> Experiment:
     )
 """
 # What is said on the error stream when nothing is wrong: building a corpus takes its time.
-PROGRESS = ("learning a vocabulary", "tokenizing")
+PROGRESS = ("learning a vocabulary", "tokenizing", "waiting for")
 # Far more than a run takes: only there so that a hang is a failure.
 PATIENCE = 300
 

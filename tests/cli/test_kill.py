@@ -96,9 +96,10 @@ def test_sigterm_then_ctrl_c(micro, undisturbed, tmp_path):
 def test_ctrl_c_while_data_is_prepared(micro, tmp_path):
     """Packing in an empty cache starts tensorflow: long enough to be interrupted."""
     with micro.start(*micro.train(tmp_path / "run", f"data.cache_dir={tmp_path}/cache")) as process:
-        wait_for(process, lambda: any((tmp_path / "cache").glob("packed/.begun*")))
+        wait_for(process, lambda: any((tmp_path / "cache").glob("packed/*/.begun*")))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert not list((tmp_path / "cache").glob("packed/*"))
+    assert not list((tmp_path / "cache").glob("packed/*/manifest.json"))
+    assert not list((tmp_path / "cache").glob("packed/*/.begun*"))

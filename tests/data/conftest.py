@@ -9,7 +9,9 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from pathways_lm.data.cache import Corpus, Counts, _write
+from pathways_lm.data.cache import Corpus
+from pathways_lm.data.manifest import Counts, Shard, sha256, shard_name
+from pathways_lm.data.shards import write_rows
 from pathways_lm.data.vocabulary import Vocabulary, train_vocabulary
 
 LENGTH = 16
@@ -25,24 +27,34 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def known_corpus(tmp_path_factory, vocabulary) -> Corpus:
-    """Two tasks; each row of 'big' is filled with 1000 + its number, of 'small' 2000 +, and 500 more in validation."""
+    """Two tasks; each row of 'big' is filled with 1000 + its number, of 'small' 2000 +, and 500 more in validation.
+
+    The rows of 'big' lie in three shards."""
     folder = tmp_path_factory.mktemp("known")
-    counts = {}
+    shards = {task: {} for task in ROWS}
     for task, first in (("big", 1000), ("small", 2000)):
-        counts[task] = {}
         for split, number, start in (("train", ROWS[task], first), ("validation", VALIDATION_ROWS[task], first + 500)):
             rows = [np.full(LENGTH, start + i, np.int32) for i in range(number)]
-            _write(folder / f"{task}-{split}.array_record", rows)
-            counts[task][split] = Counts(documents=1, bytes=1, tokens=number * LENGTH, sequences=number)
+            parts = [rows[:3], rows[3:20], rows[20:]] if len(rows) == 30 else [rows]
+            shards[task][split] = tuple(
+                known_shard(folder, shard_name(task, split, place, len(parts)), part)
+                for place, part in enumerate(parts)
+            )
     return Corpus(
         fingerprint="known",
         folder=folder,
         vocabulary=vocabulary,
         sequence_length=LENGTH,
-        counts=counts,
+        shards=shards,
         rates={"big": 0.75, "small": 0.25},
         yardsticks={},
     )
+
+
+def known_shard(folder: Path, file: str, rows: list[np.ndarray]) -> Shard:
+    write_rows(folder / file, rows)
+    counts = Counts(documents=1, bytes=1, tokens=len(rows) * LENGTH, sequences=len(rows))
+    return Shard(file, "", sha256(folder / file), (folder / file).stat().st_size, counts)
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +68,38 @@ def write_json_lines() -> Callable[..., None]:
         for file in range(files):
             texts = [" ".join(draw.choices(english, k=words)) for _ in range(lines)]
             (folder / f"{file:03}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_tfds() -> Callable[..., None]:
+    """Makes a folder of TensorFlow Datasets, name/config/version, of features and of each split's rows."""
+
+    def write(folder: Path, features: dict, splits: dict[str, list[dict]]) -> None:
+        from pathways_lm.data.quiet_tensorflow import tf, tfds
+
+        folder.mkdir(parents=True)
+        described = tfds.features.FeaturesDict(features)
+        infos = []
+        for split, rows in splits.items():
+            records = [described.serialize_example(described.encode_example(row)) for row in rows]
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=folder.parents[1].name, split=split, filetype_suffix="tfrecord"
+            )
+            with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as writer:
+                for record in records:
+                    writer.write(record)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(records)],
+                    num_bytes=sum(map(len, records)),
+                    filename_template=template,
+                )
+            )
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=described, split_infos=infos, version=folder.name, check_data=False
+        )
 
     return write

@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import itertools
 import json
 import lzma
 import os
@@ -7,17 +8,25 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathways_lm.config import DataConfig
-from pathways_lm.data import cache, sources
-from pathways_lm.data.cache import prepare
+from pathways_lm.data import build, cache, manifest, shards, sources
+from pathways_lm.data.build import write_cache
+from pathways_lm.data.cache import plan_cache, prepare
+from pathways_lm.data.examples import Document
 from pathways_lm.data.loader import Loader
 from pathways_lm.errors import DataError
 
 LENGTH, VOCAB_SIZE = 32, 400
+HALVES = (slice(64), slice(64, 128))
 
 
 def config(folder, **changes) -> DataConfig:
@@ -40,18 +49,30 @@ def built(tmp_path_factory, write_json_lines):
 
 
 def split_texts(folder) -> tuple[list[str], list[str]]:
-    documents = sources.files(f"{folder}/text/*.jsonl", "text")
+    documents = [
+        Document(path.name, json.loads(line)["text"], part)
+        for path in sorted((folder / "text").iterdir())
+        for part, line in enumerate(path.read_text().splitlines())
+    ]
     return tuple([document.text for document in side] for side in sources.split(documents, 0.1))
 
 
-def stream(path) -> list[int]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(str(path))
-    rows = [np.frombuffer(record, "<i4") for record in reader.read_all()]
-    reader.close()
+def stream(corpus, split: str) -> list[int]:
+    rows = []
+    for path in corpus.files("files", split):
+        reader = ArrayRecordReader(path)
+        rows += [np.frombuffer(record, "<i4") for record in reader.read_all()]
+        reader.close()
     assert all(row.shape == (LENGTH,) for row in rows)
     return np.concatenate(rows).tolist()
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def shard_files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.array_record")}
 
 
 def documents_in(tokens: list[int], vocabulary) -> list[str]:
@@ -68,13 +89,13 @@ def documents_in(tokens: list[int], vocabulary) -> list[str]:
 
 def test_validation_holds_its_documents(built):
     folder, corpus = built
-    tokens = stream(corpus.shard("files", "validation"))
+    tokens = stream(corpus, "validation")
     assert documents_in(tokens, corpus.vocabulary) == [*split_texts(folder)[1], ""]
 
 
 def test_training_holds_its_documents_but_the_tail(built):
     folder, corpus = built
-    *whole, cut = documents_in(stream(corpus.shard("files", "train")), corpus.vocabulary)
+    *whole, cut = documents_in(stream(corpus, "train"), corpus.vocabulary)
     train = split_texts(folder)[0]
     assert whole == train[: len(whole)]
     assert len(train) - len(whole) <= 1
@@ -105,7 +126,7 @@ def test_yardsticks(built):
 
 def test_a_ready_cache_is_not_built_again(built, monkeypatch):
     folder, corpus = built
-    monkeypatch.setattr(cache, "_build", None)
+    monkeypatch.setattr(cache, "write_cache", None)
     monkeypatch.setattr(cache, "train_vocabulary", None)
     for changes in ({}, {"seed": 7}, {"batch_size": 2}):
         again = prepare(config(folder, **changes), VOCAB_SIZE)
@@ -135,20 +156,21 @@ def test_a_ready_cache_needs_no_tensorflow(built):
 
 
 def test_an_interrupt_that_a_library_swallows(tmp_path, write_json_lines, monkeypatch):
-    """Nothing is left of the corpus, and the command ends."""
+    """The command ends."""
+    whole = build.write_shard
 
-    def swallow(tasks):
+    def swallow(*arguments):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        return {}
+        return whole(*arguments)
 
     # A shell's background starts with Ctrl-C ignored.
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cache, "_yardsticks", swallow)
+    monkeypatch.setattr(build, "write_shard", swallow)
     write_json_lines(tmp_path / "text", files=25, lines=2)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(tmp_path), VOCAB_SIZE)
-    assert list((tmp_path / "cache" / "packed").iterdir()) == []
+    assert not list(tmp_path.glob("cache/packed/*/manifest.json"))
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -186,13 +208,14 @@ def test_an_edited_file_is_noticed(tmp_path, write_json_lines):
 def test_a_damaged_cache_is_built_again(tmp_path, write_json_lines):
     write_json_lines(tmp_path / "text", files=3, lines=20)
     corpus = prepare(config(tmp_path), VOCAB_SIZE)
-    shard = corpus.shard("files", "train")
+    [shard] = map(Path, corpus.files("files", "train"))
     whole = shard.read_bytes()
     for damage in (
         lambda: shard.write_bytes(whole[:1000]),
         shard.unlink,
-        lambda: (corpus.folder / "corpus.json").write_text("{"),
-        lambda: (corpus.folder / "corpus.json").write_text("{}"),
+        lambda: (corpus.folder / "manifest.json").write_text("{"),
+        lambda: (corpus.folder / "manifest.json").write_text("{}"),
+        (corpus.folder / "vocabulary.model").unlink,
         lambda: [path.write_bytes(b"junk") for path in (tmp_path / "cache" / "vocabulary").iterdir()],
     ):
         damage()
@@ -200,31 +223,225 @@ def test_a_damaged_cache_is_built_again(tmp_path, write_json_lines):
         assert shard.read_bytes() == whole
 
 
-def test_a_killed_build_leaves_nothing_half_made(tmp_path, monkeypatch, write_json_lines):
+def test_a_failed_build_goes_on_with_its_finished_shards(tmp_path, monkeypatch, write_json_lines):
     write_json_lines(tmp_path / "text", files=3, lines=20)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_yardsticks", lambda tasks: 1 / 0)  # after the shards are written
+        patch.setattr(build, "yardsticks", lambda tasks: 1 / 0)  # after the shards are written
         with pytest.raises(ZeroDivisionError):
             prepare(config(tmp_path), VOCAB_SIZE)
-    assert list((tmp_path / "cache" / "packed").iterdir()) == []
+    assert not list(tmp_path.glob("cache/packed/*/manifest.json"))
+    monkeypatch.setattr(build, "write_shard", None)
     corpus = prepare(config(tmp_path), VOCAB_SIZE)
     assert list((tmp_path / "cache" / "packed").iterdir()) == [corpus.folder]
+    assert not (corpus.folder / "journal.jsonl").exists()
 
 
 def test_two_builders_at_once(tmp_path, monkeypatch, write_json_lines):
-    """A second builder finishes while the first is at it."""
+    """The second waits for the first, and takes over what that wrote."""
     write_json_lines(tmp_path / "text", files=3, lines=20)
-    yardsticks, others = cache._yardsticks, []
+    corpora, written, whole = [], [], build.write_shard
+    second = threading.Thread(target=lambda: corpora.append(prepare(config(tmp_path), VOCAB_SIZE)))
 
-    def meanwhile(tasks):
-        monkeypatch.setattr(cache, "_yardsticks", yardsticks)
-        others.append(prepare(config(tmp_path), VOCAB_SIZE))
-        return yardsticks(tasks)
+    def meanwhile(folder, job, *others):
+        written.append(job.file)
+        if len(written) == 1:
+            second.start()
+            second.join(timeout=1)
+            assert second.is_alive()
+        return whole(folder, job, *others)
 
-    monkeypatch.setattr(cache, "_yardsticks", meanwhile)
+    monkeypatch.setattr(build, "write_shard", meanwhile)
+    corpora.append(prepare(config(tmp_path), VOCAB_SIZE))
+    second.join()
+    assert corpora[0].fingerprint == corpora[1].fingerprint
+    assert written == [f"files-{split}-00000-of-00001.array_record" for split in ("train", "validation")]
+
+
+@pytest.fixture
+def many_shards(monkeypatch):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 1_000)
+
+
+def test_shards_do_not_depend_on_the_workers(tmp_path, write_json_lines, many_shards):
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    plan = plan_cache(config(tmp_path), VOCAB_SIZE)
+    assert len(plan.jobs) > 8
+    manifests = [write_cache(tmp_path / str(workers), plan, workers, lambda advance: None) for workers in (0, 2)]
+    assert manifests[0] == manifests[1]
+    assert shard_files(tmp_path / "0") == shard_files(tmp_path / "2")
+    assert len(shard_files(tmp_path / "0")) == len(plan.jobs)
+
+
+def test_several_shards_hold_every_document_in_order(tmp_path, write_json_lines, many_shards):
+    """But for what does not fill a sequence at the end of each training shard."""
+    write_json_lines(tmp_path / "text", files=25, lines=2)
     corpus = prepare(config(tmp_path), VOCAB_SIZE)
-    assert [other.fingerprint for other in others] == [corpus.fingerprint]
-    assert list((tmp_path / "cache" / "packed").iterdir()) == [corpus.folder]
+    train, validation = split_texts(tmp_path)
+    assert len(corpus.files("files", "train")) > 8
+    assert documents_in(stream(corpus, "validation"), corpus.vocabulary) == [*validation, ""]
+    counts = corpus.counts["files"]["train"]
+    assert counts.documents == len(train)
+    assert counts.tokens == sum(len(corpus.vocabulary.encode(text)) + 1 for text in train)
+    lost = counts.tokens - LENGTH * counts.sequences
+    assert 0 <= lost < LENGTH * len(corpus.files("files", "train"))
+    text = "".join(documents_in(stream(corpus, "train"), corpus.vocabulary))
+    assert text.startswith(train[0])
+    assert Loader(corpus, config(tmp_path), None).rows(0, counts.sequences).shape == (counts.sequences, LENGTH)
+
+
+def test_shards_of_pairs_hold_every_pair_in_order(tmp_path, many_shards):
+    """Inputs in the first half of each row, targets in the second, each closed by its end."""
+    (tmp_path / "text").mkdir()
+    pairs = [(f"how much is {number} and {number}", f"it is {2 * number}") for number in range(200)]
+    lines = [json.dumps({"inputs": inputs, "targets": targets}) + "\n" for inputs, targets in pairs]
+    (tmp_path / "text" / "a.jsonl").write_text("".join(lines))
+    asked = config(tmp_path, objective="text_to_text", sequence_length=64)
+    corpus = prepare(asked, VOCAB_SIZE)
+    assert len(corpus.files("files", "train")) > 3
+    found = []
+    for split in ("train", "validation"):
+        for path in corpus.files("files", split):
+            for record in ArrayRecordReader(path).read_all():
+                row = np.frombuffer(record, "<i4")
+                halves = [documents_in(row[part].tolist(), corpus.vocabulary)[:-1] for part in HALVES]
+                found.append(list(zip(*halves, strict=True)))
+    assert sorted(itertools.chain(*found)) == sorted(pairs)
+    train = list(itertools.chain(*found[: corpus.train_sequences]))
+    assert train == [pair for pair in pairs if pair in train]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 500), st.integers(1, 20))
+def test_documents_are_dealt_in_runs_of_about_equal_bytes(sizes, shard_bytes, most):
+    documents = [Document("a", "x" * size, part) for part, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_SHARD_BYTES", shard_bytes)
+        patch.setattr(shards, "_MOST_SHARDS", most)
+        runs = shards.deal(documents)
+    assert [document for run in runs for document in run] == documents
+    assert all(runs)
+    wanted = min(-(-sum(sizes) // shard_bytes), most)
+    assert len(runs) <= wanted
+    largest = max(sum(len(document.text) for document in run) for run in runs)
+    assert largest <= sum(sizes) / wanted + max(sizes)
+
+
+def test_a_cut_journal_and_a_damaged_shard(tmp_path, monkeypatch, write_json_lines, many_shards):
+    """What a kill or a disk can leave: taken over is what is whole, and nothing else."""
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    plan = plan_cache(config(tmp_path), VOCAB_SIZE)
+    expected = write_cache(tmp_path / "whole", plan, 0, lambda advance: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "yardsticks", lambda tasks: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_cache(tmp_path / "out", plan, 0, lambda advance: None)
+    journal = tmp_path / "out" / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:5], lines[5][:40]]))
+    damaged = tmp_path / "out" / json.loads(lines[2])["file"]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    (tmp_path / "out" / ".begun-1").write_bytes(b"half")
+    written, whole = [], build.write_shard
+    monkeypatch.setattr(
+        build, "write_shard", lambda folder, job, *rest: written.append(job) or whole(folder, job, *rest)
+    )
+    assert write_cache(tmp_path / "out", plan, 0, lambda advance: None) == expected
+    assert shard_files(tmp_path / "out") == shard_files(tmp_path / "whole")
+    assert len(written) == len(plan.jobs) - 3  # of four whole lines behind the first, one's file is damaged
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_given_cache(tmp_path, write_json_lines, monkeypatch):
+    """It is read in place of the sources, which need not be there any more."""
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    corpus = prepare(config(tmp_path), VOCAB_SIZE)
+    monkeypatch.setattr(sources, "read", None)
+    given = config(tmp_path, cache=str(corpus.folder))
+    again = prepare(given, VOCAB_SIZE)
+    assert (again.fingerprint, again.shards, again.rates) == (corpus.fingerprint, corpus.shards, corpus.rates)
+    np.testing.assert_array_equal(Loader(again, given, None).rows(0, 9), Loader(corpus, given, None).rows(0, 9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "vocab_size", "words"),
+    [
+        ({"sequence_length": 64}, VOCAB_SIZE, r"data.sequence_length=32, not 64"),
+        ({"objective": "prefix"}, VOCAB_SIZE, r"data.objective='causal', not 'prefix'"),
+        ({"validation_fraction": 0.2}, VOCAB_SIZE, r"data.validation_fraction=0.1, not 0.2"),
+        ({"files": ""}, VOCAB_SIZE, r"data.mixture='', not 'python_text'"),
+        ({}, 300, r"vocabulary='400 pieces learned from the corpus', not '300 pieces learned"),
+    ],
+)
+def test_a_given_cache_for_something_else(built, changes, vocab_size, words):
+    folder, corpus = built
+    with pytest.raises(DataError, match=rf"^data.cache='{corpus.folder}' was written for {words}"):
+        prepare(config(folder, cache=str(corpus.folder), **changes), vocab_size)
+
+
+def test_a_given_cache_for_another_vocabulary_file(built, vocabulary, tmp_path):
+    folder, corpus = built
+    (tmp_path / "own.model").write_bytes(vocabulary.model)
+    own = config(folder, cache=str(corpus.folder), vocabulary=f"{tmp_path}/own.model")
+    with pytest.raises(DataError, match=f"vocabulary='400 .*', not 'the model with SHA-256 {vocabulary.fingerprint}'"):
+        prepare(own, 600)
+
+
+def test_a_folder_without_a_cache(tmp_path):
+    with pytest.raises(DataError, match=rf"^data.cache='{tmp_path}' holds no cache: it has no manifest.json"):
+        prepare(config(tmp_path, cache=str(tmp_path)), VOCAB_SIZE)
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=rf"^data.cache='{tmp_path}' is not finished; "):
+        prepare(config(tmp_path, cache=str(tmp_path)), VOCAB_SIZE)
+
+
+def test_a_given_cache_that_lost_a_file(tmp_path, write_json_lines):
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    corpus = prepare(config(tmp_path), VOCAB_SIZE)
+    Path(corpus.files("files", "train")[0]).unlink()
+    given = config(tmp_path, cache=str(corpus.folder))
+    with pytest.raises(DataError, match=rf"^data.cache='{corpus.folder}' is damaged: 'pathways-lm data check"):
+        prepare(given, VOCAB_SIZE)
+
+
+def test_check_names_what_is_damaged(tmp_path, write_json_lines):
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    corpus = prepare(config(tmp_path), VOCAB_SIZE)
+    read = []
+    manifest.check(corpus.folder, read.append)
+    assert [shard.file for shard in read] == [Path(file).name for file in all_files(corpus)]
+    for file in all_files(corpus):
+        content = Path(file).read_bytes()
+        middle = len(content) // 2
+        Path(file).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(DataError, match=rf"^'{file}' is damaged: it is not what was written \(SHA-256\); the"):
+            manifest.check(corpus.folder, read.append)
+        Path(file).write_bytes(content)
+    (corpus.folder / "vocabulary.model").unlink()
+    with pytest.raises(DataError, match=rf"^'{corpus.folder}/vocabulary.model' cannot be read: No such file"):
+        manifest.check(corpus.folder, read.append)
+
+
+def all_files(corpus) -> list[str]:
+    return [file for split in ("train", "validation") for file in corpus.files("files", split)]
+
+
+def test_another_cache_is_not_written_over(tmp_path, write_json_lines):
+    """Neither a finished nor a begun one."""
+    write_json_lines(tmp_path / "text", files=25, lines=2)
+    plan = plan_cache(config(tmp_path), VOCAB_SIZE)
+    write_cache(tmp_path / "out", plan, 0, lambda advance: None)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    other = plan_cache(config(tmp_path, sequence_length=16), VOCAB_SIZE)
+    message = rf"^the cache in '{tmp_path}/out' was written for data.sequence_length=32, not 16; use another folder"
+    with pytest.raises(DataError, match=message):
+        write_cache(tmp_path / "out", other, 0, lambda advance: None)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "manifest.json").unlink()
+    head = {"fingerprint": plan.fingerprint, "asked": plan.asked}
+    (tmp_path / "out" / "journal.jsonl").write_text(json.dumps(head) + "\n")
+    with pytest.raises(DataError, match=message):
+        write_cache(tmp_path / "out", other, 0, lambda advance: None)
 
 
 def test_given_vocabulary(built, vocabulary, tmp_path):
@@ -261,26 +478,20 @@ def test_full_disk(tmp_path, limit_bytes, reason, write_json_lines):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert all(name.endswith(".model") for name in left)
+    assert not [name for name in left if name.endswith(".array_record") or name.startswith(".begun")]
 
 
-def test_corpus_smaller_than_a_batch(built):
+def test_task_smaller_than_a_batch(built):
     folder, corpus = built
-    message = (
-        rf"^the corpus is too small: {corpus.train_sequences} training sequences of data.sequence_length=32 "
-        r"do not fill one batch of data.batch_size=5000$"
-    )
-    with pytest.raises(DataError, match=message):
-        prepare(config(folder, batch_size=5000), VOCAB_SIZE)
-
-
-def test_task_smaller_than_a_sequence(built):
-    folder, corpus = built
-    tokens = corpus.counts["files"]["train"].tokens
-    with pytest.raises(
-        DataError, match=rf"^task 'files' is too small: its {tokens} training tokens fill no sequence of"
-    ):
-        prepare(config(folder, sequence_length=10**6), VOCAB_SIZE)
+    counts = corpus.counts["files"]["train"]
+    for changes, sequences in (({"batch_size": 5000}, counts.sequences), ({"sequence_length": 10**6}, 0)):
+        asked = config(folder, **changes)
+        message = (
+            rf"^task 'files' is too small: its {counts.tokens} training tokens make {sequences} sequences of "
+            rf"data.sequence_length={asked.sequence_length}, less than one batch of data.batch_size={asked.batch_size}$"
+        )
+        with pytest.raises(DataError, match=message):
+            prepare(asked, VOCAB_SIZE)
 
 
 def test_one_document(tmp_path):

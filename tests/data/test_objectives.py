@@ -8,18 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathways_lm.config import DataConfig, MeshConfig
-from pathways_lm.data.objectives import (
-    causal,
-    check_lengths,
-    corrupted_lengths,
-    extra_ids_needed,
-    make_objective,
-    masked,
-    noise_mask,
-    prefix,
-    raw_length,
-    span_corruption,
-)
+from pathways_lm.data.objectives import abstract_batch, check_lengths, extra_ids_needed, make_objective, raw_length
+from pathways_lm.data.objectives.denoise import T5_DENOISERS, Ids, denoise_two_towers
+from pathways_lm.data.objectives.language import causal, prefix
+from pathways_lm.data.objectives.masked import masked
+from pathways_lm.data.objectives.noise import T5_NOISE, noise_mask
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import abstract_mesh
 from pathways_lm.sharding import rules_of
@@ -96,10 +89,10 @@ def test_lengths_of_t5():
     """
     config = DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512)
     assert raw_length(config) == 568
-    assert corrupted_lengths(568) == (512, 114)
+    assert T5_NOISE.lengths(568) == (512, 114)
     assert extra_ids_needed(config) == 28
     # One token more would not fit.
-    assert corrupted_lengths(569)[0] > 512
+    assert T5_NOISE.lengths(569)[0] > 512
 
 
 @settings(max_examples=300)
@@ -132,9 +125,10 @@ def test_span_corruption_loses_nothing(sizes, seed):
     rows = np.zeros((len(sizes), 64), np.int32)
     for row, size in zip(rows, sizes, strict=True):
         row[:size] = rng.integers(1, 50, size)
-    length, target_length = corrupted_lengths(64)
-    batch = span_corruption(rows, length, END, FIRST_SENTINEL, generators(*range(len(sizes))))
-    assert batch.targets.shape == (len(sizes), target_length)
+    lengths = T5_NOISE.lengths(64)
+    ids = Ids(END, FIRST_SENTINEL, first_mode=0)
+    batch = denoise_two_towers(rows, T5_DENOISERS, lengths, ids, generators(*range(len(sizes))))
+    assert batch.targets.shape == (len(sizes), lengths[1])
     for row, size, inputs, targets in zip(rows, sizes, batch.encoder_tokens, batch.targets, strict=True):
         assert merged(inputs, targets) == row[:size].tolist()
         assert inputs[inputs != 0][-1] == targets[targets != 0][-1] == END
@@ -143,8 +137,8 @@ def test_span_corruption_loses_nothing(sizes, seed):
             assert sentinels.tolist() == list(range(FIRST_SENTINEL, FIRST_SENTINEL - len(sentinels), -1))
         # Targets begin with the first sentinel: the text before it was kept.
         assert targets[0] == FIRST_SENTINEL
-    np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
-    assert not batch.tokens[:, 0].any()
+    before = np.pad(batch.targets, ((0, 0), (1, 0)))[:, :-1]
+    np.testing.assert_array_equal(batch.tokens, np.where(batch.targets != 0, before, 0))
 
 
 def test_masked():
@@ -167,19 +161,35 @@ def test_masked():
 
 class Pieces:
     size, eod_id = 50, END
+    # Pieces above 30 go on with a word; all but those above 40 are inside of one at their end.
+    word_edges = (np.arange(50) > 30, np.arange(50) <= 40)
 
 
-@pytest.mark.parametrize("objective", ["causal", "prefix", "span_corruption", "masked"])
-def test_a_row_depends_on_its_number_alone(objective):
+OBJECTIVES = [
+    ("causal", "encoder"),
+    ("prefix", "encoder"),
+    ("masked", "encoder"),
+    ("fill_in_the_middle", "encoder"),
+    *(
+        (objective, inputs)
+        for objective in ("span_corruption", "ul2", "text_to_text")
+        for inputs in ("encoder", "prefix", "causal")
+    ),
+]
+
+
+@pytest.mark.parametrize(("objective", "inputs"), OBJECTIVES)
+def test_a_row_depends_on_its_number_alone(objective, inputs):
     """Not on its place in the batch, nor on who else is in it; another number and another seed draw anew."""
-    config = DataConfig(objective=objective, extra_ids=100, sequence_length=64, seed=3)
+    config = DataConfig(objective=objective, inputs=inputs, extra_ids=100, sequence_length=64, batch_size=4, seed=3)
     make = make_objective(config, Pieces())
     rows = np.random.default_rng(0).integers(1, 50, (4, raw_length(config))).astype(np.int32)
     whole, part = make(rows, [4, 5, 6, 7]), make(rows[2:], [6, 7])
-    for a, b in zip(whole, part, strict=True):
-        assert (a is None) == (b is None)
+    for a, b, promised in zip(whole, part, abstract_batch(config), strict=True):
+        assert (a is None) == (b is None) == (promised is None)
         if a is not None:
             np.testing.assert_array_equal(a[2:], b)
-    same_text = np.repeat(rows[:1], 2, axis=0)
-    first, second = (np.asarray(make(same_text, [0, 1]).targets[i]) for i in (0, 1))
-    assert (objective == "causal") == np.array_equal(first, second)
+            assert (a.shape, a.dtype) == (promised.shape, promised.dtype)
+    same_text = np.repeat(rows[:1], 20, axis=0)
+    said = make(same_text, range(20)).targets
+    assert (objective in ("causal", "text_to_text")) == (len(np.unique(said, axis=0)) == 1)

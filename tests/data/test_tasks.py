@@ -4,10 +4,10 @@ import seqio
 import tensorflow as tf
 
 from pathways_lm.config import DataConfig
-from pathways_lm.data import sources, tasks
+from pathways_lm.data import pairs, sources, tasks
 from pathways_lm.data.cache import prepare
+from pathways_lm.data.examples import Document, Pair
 from pathways_lm.data.loader import Loader
-from pathways_lm.data.sources import Document
 from pathways_lm.data.vocabulary import Vocabulary, train_vocabulary
 from pathways_lm.models.batch import Batch
 
@@ -65,6 +65,7 @@ def test_our_cache_holds_what_seqio_yields(tmp_path, write_json_lines):
         validation_fraction=0.1,
     )
     corpus = prepare(config, 400)
+    tasks.register(sources.read(config), corpus.vocabulary)
     yielded = np.concatenate(examples("files", "validation"))
     held = np.concatenate(
         [
@@ -95,6 +96,33 @@ def test_tensorflow_sees_no_accelerator():
     assert tf.config.get_visible_devices("GPU") == []
 
 
-def test_every_task_has_a_source():
-    assert set(sources.TASKS) == {"python_docs", "python_stdlib"}
-    assert sources.MIXTURES == {"python_text": ("python_docs", "python_stdlib")}
+PAIRS = {"train": [Pair("a", "calculate: 1 + 1", "2"), Pair("b", "é", "e")], "validation": [Pair("c", "x", "y")]}
+
+
+def test_pairs_become_inputs_and_targets(vocabulary):
+    tasks.register({"arithmetic": PAIRS}, vocabulary)
+    task = seqio.get_mixture_or_task("arithmetic")
+    dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False, num_epochs=1)
+    found = [(e["inputs"].tolist(), e["targets"].tolist()) for e in dataset.as_numpy_iterator()]
+    expected = [tuple([*vocabulary.encode(text), vocabulary.eod_id] for text in pair.texts) for pair in PAIRS["train"]]
+    assert found == expected
+    assert [(a.tolist(), b.tolist()) for a, b in tasks.pair_tokens("arithmetic", "train")] == expected
+
+
+def test_every_task_of_pairs_is_registered_with_its_metrics(vocabulary):
+    """seqio calls them with targets and predictions; half of two are right."""
+    tasks.register(dict.fromkeys(pairs.TASKS, PAIRS), vocabulary)
+    for name in pairs.TASKS:
+        task = seqio.get_mixture_or_task(name)
+        assert [metric.__name__ for metric in task.metric_fns] == list(pairs.METRICS[name])
+        scores = [metric(["twelve green bottles", "b"], ["twelve green bottles", "c"]) for metric in task.metric_fns]
+        assert {name: score for found in scores for name, score in found.items()}.get("accuracy") == 50.0
+    assert {task.name for task in seqio.get_mixture_or_task("text_to_text").tasks} == set(pairs.TASKS)
+    members = seqio.get_mixture_or_task("translation").tasks
+    assert {task.name for task in members} == {"country_names", "language_names"}
+
+
+def test_bleu():
+    """Of what is right it is 100, of what shares no word 0."""
+    assert tasks.bleu(["a b c d e"], ["a b c d e"])["bleu"] == pytest.approx(100)
+    assert tasks.bleu(["a b c d e"], ["f g h i j"])["bleu"] == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,94 @@
+"""The tasks of pairs: each answer checked by other means, and none on both sides of the split."""
+
+import ast
+import difflib
+import inspect
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pathways_lm.data import pairs, sources
+
+
+@pytest.fixture(scope="module", params=list(pairs.TASKS))
+def task(request):
+    return request.param, pairs.TASKS[request.param]()
+
+
+def test_no_example_is_on_both_sides(task):
+    _, examples = task
+    assert len(examples) >= 2_000
+    train, validation = sources.split(examples, 0.02)
+    assert len(train) + len(validation) == len(examples)
+    assert not {pair.inputs for pair in train} & {pair.inputs for pair in validation}
+    assert 0.01 < len(validation) / len(examples) < 0.03
+    assert len({pair.inputs for pair in examples}) == len(examples)
+    assert all(pair.inputs and pair.targets and pair.name == pair.inputs for pair in examples)
+
+
+def test_the_same_in_another_process():
+    """Whatever the seed of Python's hashes."""
+    program = (
+        "import hashlib, json; from pathways_lm.data import pairs;"
+        "print(json.dumps({n: hashlib.sha256(repr(make()).encode()).hexdigest() for n, make in pairs.TASKS.items()}))"
+    )
+    found = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": seed}, cwd="."
+            ).stdout
+        )
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+
+
+def test_arithmetic():
+    for pair in pairs.arithmetic():
+        sum_ = pair.inputs.removeprefix("calculate: ")
+        assert pair.targets == str(eval(sum_, {}))
+
+
+def test_sorting():
+    for pair in pairs.sorting():
+        items = pair.inputs.removeprefix("sort: ").split()
+        numbers = items[0].isdigit()
+        assert pair.targets.split() == sorted(items, key=int if numbers else str)
+
+
+def test_spelling():
+    """One slip: of letters, all but one or two are where they were."""
+    for pair in pairs.spelling():
+        slip = pair.inputs.removeprefix("spell: ")
+        assert slip != pair.targets and abs(len(slip) - len(pair.targets)) <= 1
+        kept = sum(
+            block.size for block in difflib.SequenceMatcher(None, slip, pair.targets, False).get_matching_blocks()
+        )
+        assert kept >= len(pair.targets) - 2
+
+
+def test_names_by_hand():
+    countries = {pair.inputs: pair.targets for pair in pairs.country_names()}
+    assert countries["translate English to German: France"] == "Frankreich"
+    assert countries["translate English to Spanish: Germany"] == "Alemania"
+    languages = {pair.inputs: pair.targets for pair in pairs.language_names()}
+    assert languages["translate English to French: German"] == "allemand"
+    assert languages["translate English to Italian: Japanese"] == "giapponese"
+
+
+def test_functions_by_hand():
+    """`inspect` says the same of a function that it can import."""
+    names = {pair.inputs: pair.targets for pair in pairs.docstring_to_name()}
+    summary = inspect.getdoc(textwrap.dedent).split("\n\n")[0]
+    assert names[f"name the function: {' '.join(summary.split())}"] == "dedent"
+    described = {pair.inputs: pair.targets for pair in pairs.signature_to_docstring()}
+    source = ast.parse(inspect.getsource(textwrap.shorten)).body[0]
+    summary = " ".join(inspect.getdoc(textwrap.shorten).split("\n\n")[0].split())
+    assert described[f"describe: def shorten({ast.unparse(source.args)})"] == summary
+
+
+def test_metrics_are_named_for_every_task():
+    assert set(pairs.METRICS) == set(pairs.TASKS)
