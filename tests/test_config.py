@@ -84,6 +84,9 @@ def test_negative(name, field):
 
 
 ZERO_IS_FINE = {
+    ("mixing", "limit"),
+    ("mixing", "smoothing"),
+    ("train", "spike_threshold"),
     ("data", "seed"),
     ("train", "seed"),
     ("train", "z_loss"),
