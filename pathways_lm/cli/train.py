@@ -29,9 +29,12 @@ from pathways_lm.train.flops import flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
 from pathways_lm.train.loop import Workload, run
 from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.peers import leaving_together, watch_peers
+from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import TrainState, abstract_state, from_items, initial_state, to_items
 from pathways_lm.train.step import compile_step, make_step
+from pathways_lm.train.watchdog import Watchdog
 
 
 class Session(NamedTuple):
@@ -46,11 +49,13 @@ class Session(NamedTuple):
     console: Console
 
 
+@leaving_together
 def main(arguments: argparse.Namespace) -> int:
     """Trains until the end, or until asked to stop. Returns 0, or 128 + the signal that stopped it."""
     experiment = load(arguments.config, arguments.overrides, arguments.gin_bindings)
     prepare_devices(arguments, experiment.data.cache_dir)
     join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    watch_peers()
     folder = RunFolder(arguments.run or Path("runs") / experiment.name)
     changes = folder.changes(experiment)
     first = jax.process_index() == 0
@@ -113,8 +118,12 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     if step:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
 
+    PULSE.beat(step)
+    traces = folder.path / f"hang-process-{jax.process_index()}.txt"
+    stack.enter_context(Watchdog(train.watchdog_seconds, traces, log.event))
     began = time.perf_counter()
-    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, loader.example)
+    with PULSE.doing("compile"):
+        compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, loader.example)
     compiled_in = f"compiled the step in {time.perf_counter() - began:.1f} s"
     console.print(compiled_in, highlight=False)
     log.event(step, "resume" if step else "start", "; ".join([compiled_in, *changes]))

@@ -14,6 +14,7 @@ from pathways_lm.config import TrainConfig
 from pathways_lm.errors import CheckpointError
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Params
+from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.state import TrainState, to_items
 from pathways_lm.train.step import Metrics, Step
 from pathways_lm.train.stop import StopRequest
@@ -126,7 +127,9 @@ def run(
             if first == 0:
                 meter.exclude(_validate(state, 0, log, hooks))
             for step in range(first + 1, config.num_steps + 1):
-                state, metrics = step_function(state, next(batches))
+                with PULSE.doing("input"):
+                    batch = next(batches)
+                state, metrics = step_function(state, batch)
                 last, stopping = step == config.num_steps, stop.after(step)
                 # The device has this step to do while the rows of the steps before it are written.
                 if (step - 1) % config.log_every == 0:
@@ -139,9 +142,11 @@ def run(
                     # Saving waits for the device: the steps before it are counted first.
                     meter.write()
                     began = time.perf_counter()
-                    store.save(step, to_items(state), facts)
+                    with PULSE.doing("checkpoint"):
+                        store.save(step, to_items(state), facts)
                     log.event(step, "checkpoint")
                     meter.exclude(time.perf_counter() - began)
+                PULSE.beat(step)
                 if stopping and not last:
                     store.wait()
                     assert stop.signal is not None
@@ -159,7 +164,8 @@ def run(
 def _validate(state: TrainState, step: int, log: Writer, hooks: Hooks) -> float:
     """Validates and samples; returns the seconds it took."""
     began = time.perf_counter()
-    figures = hooks.validate(state.params)
+    with PULSE.doing("validation"):
+        figures = hooks.validate(state.params)
     log.validation(step, {**figures, "seconds": time.perf_counter() - began}, hooks.yardsticks)
     if hooks.sample is not None:
         log.sample(step, *hooks.sample(state.params, state.rng, step))
