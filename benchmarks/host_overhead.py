@@ -39,7 +39,7 @@ class NoStore:
 
     folder = Path("none/checkpoints")
 
-    def save(self, step: int, items: Any, facts: Any) -> None:
+    def save(self, step: int, items: Any, facts: Any, figures: Any = None) -> None:
         return None
 
     def wait(self) -> None:

@@ -26,7 +26,7 @@ CONTEXT = "context"
 TENSOR = "tensor"
 AXES = (POD, STAGE, DATA, EXPERT, CONTEXT, TENSOR)
 
-# After so long without a sign of life JAX ends a program whose process is lost: within a minute, should nothing else do.
+# So long after a process was lost JAX ends the others, should nothing else do it.
 HEARTBEAT_SECONDS = 45
 
 

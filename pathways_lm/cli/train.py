@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
+from pathways_lm.checkpoint.retention import Keep
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.describe import describe_run, mesh_text
@@ -95,7 +96,8 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     objective = make_objective(data, corpus.vocabulary)
     loader = Loader(corpus, data, objective)
     hooks = make_hooks(experiment, model, corpus, loader)
-    store = stack.enter_context(closing(Store(folder.path, train.checkpoints_kept)))
+    keep = Keep(train.checkpoints_kept, train.checkpoints_kept_every, train.checkpoints_best, train.checkpoints_best_by)
+    store = stack.enter_context(closing(Store(folder.checkpoints_at(experiment), keep)))
     facts = {"data_fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}
     damaged: list[tuple[int, str]] = []
     state = _restore(store, abstract_state(model, optimizer), damaged, facts)

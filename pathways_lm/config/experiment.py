@@ -48,6 +48,12 @@ class Experiment(Checked):
                 f"train.microbatches={self.train.microbatches}"
             )
         self._check_objective()
+        train = self.train
+        if train.checkpoints_best and train.checkpoints_best_by == "bits_per_byte" and self.data.objective != "causal":
+            raise ConfigError(
+                f"train.checkpoints_best_by='bits_per_byte' is for data.objective='causal', not "
+                f"{self.data.objective!r}; use 'loss'"
+            )
         if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
             raise ConfigError(
                 f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "

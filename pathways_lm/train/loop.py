@@ -125,7 +125,7 @@ def run(
     try:
         with StopRequest() as stop:
             if first == 0:
-                meter.exclude(_validate(state, 0, log, hooks))
+                meter.exclude(_validate(state, 0, log, hooks)[0])
             for step in range(first + 1, config.num_steps + 1):
                 with PULSE.doing("input"):
                     batch = next(batches)
@@ -135,15 +135,17 @@ def run(
                 if (step - 1) % config.log_every == 0:
                     meter.write()
                 meter.keep(step, metrics)
+                figures = None
                 if step % config.eval_every == 0 or last:
                     meter.write()
-                    meter.exclude(_validate(state, step, log, hooks))
+                    seconds, figures = _validate(state, step, log, hooks)
+                    meter.exclude(seconds)
                 if step % config.checkpoint_every == 0 or last or stopping:
                     # Saving waits for the device: the steps before it are counted first.
                     meter.write()
                     began = time.perf_counter()
                     with PULSE.doing("checkpoint"):
-                        store.save(step, to_items(state), facts)
+                        store.save(step, to_items(state), facts, figures)
                     log.event(step, "checkpoint")
                     meter.exclude(time.perf_counter() - began)
                 PULSE.beat(step)
@@ -161,12 +163,12 @@ def run(
     return state, None
 
 
-def _validate(state: TrainState, step: int, log: Writer, hooks: Hooks) -> float:
-    """Validates and samples; returns the seconds it took."""
+def _validate(state: TrainState, step: int, log: Writer, hooks: Hooks) -> tuple[float, dict[str, float]]:
+    """Validates and samples; returns the seconds it took, and the figures."""
     began = time.perf_counter()
     with PULSE.doing("validation"):
         figures = hooks.validate(state.params)
     log.validation(step, {**figures, "seconds": time.perf_counter() - began}, hooks.yardsticks)
     if hooks.sample is not None:
         log.sample(step, *hooks.sample(state.params, state.rng, step))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, figures
