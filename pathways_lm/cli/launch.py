@@ -97,7 +97,8 @@ class Launcher:
         """The end of all; that of the first to end badly, where one did."""
         bad: Ended | None = None
         until = 0.0
-        while any(process.poll() is None for process in self._running):
+        # All are asked: how one ended is known only then.
+        while None in [process.poll() for process in self._running]:
             if bad is None:
                 bad = self._bad()
                 until = time.monotonic() + _GRACE_SECONDS
