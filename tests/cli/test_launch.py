@@ -69,10 +69,9 @@ def play(monkeypatch):
             return original(self, count)
 
         def begin(self, line):
-            number, count = (
-                ("0", "1") if "--process-id" not in line else (line[-1], line[line.index("--num-processes") + 1])
-            )
-            command = [sys.executable, "-c", script, number, count]
+            parsed = parse(line)
+            number, count = (0, 1) if parsed.process_id is None else (parsed.process_id, parsed.num_processes)
+            command = [sys.executable, "-c", script, str(number), str(count)]
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
         original = Launcher.run_once
