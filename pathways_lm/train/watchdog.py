@@ -59,6 +59,7 @@ class Watchdog:
         told = "the step itself" if phase == "step" else phase
         where = f"stack traces in '{self._traces}'"
         try:
+            self._traces.parent.mkdir(parents=True, exist_ok=True)
             # Opened now: a run that does not hang leaves no empty file.
             with self._traces.open("a") as file:
                 file.write(f"step {step + 1} hangs in {told}\n")

@@ -1,8 +1,8 @@
 """Kills a run again and again at random moments, and compares its end with that of a run left alone.
 
-python tests/cli/kill_many.py CONFIG --kills 100 --seed 1 --folder FOLDER --set train.checkpoint_every=5 -- --cpu-devices 8
+python tests/cli/kill_many.py CONFIG --kills 100 --seed 1 --folder FOLDER --set train.checkpoint_every=5
 
-What stands behind -- is given to `pathways-lm train` as it is. In FOLDER are then the runs `alone` and `killed`.
+In FOLDER are then the runs `alone` and `killed`. The config's train.log_every should be 1, or a low number.
 Exit code 0 where both final checkpoints are the same in every bit, and so are all logged losses.
 """
 
@@ -88,12 +88,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("rest", nargs="*", help="behind --, for pathways-lm train")
+    parser.add_argument("--cpu-devices", default="8")
     arguments = parser.parse_args()
 
     def start(run: Path, **options) -> subprocess.Popen:
         settings = [f"--set={setting}" for setting in arguments.overrides]
-        command = ["train", arguments.config, "--run", str(run), *settings, *arguments.rest]
+        command = ["train", arguments.config, "--run", str(run), *settings, "--cpu-devices", arguments.cpu_devices]
         return subprocess.Popen([sys.executable, "-m", "pathways_lm", *command], **options)
 
     def to_the_end(run: Path) -> None:

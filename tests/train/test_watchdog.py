@@ -74,7 +74,8 @@ def test_off(tmp_path):
 
 def test_traces_that_cannot_be_written(tmp_path):
     ended = Ended()
-    with Watchdog(0.1, tmp_path / "nothing" / "traces.txt", ended.event, ended.end):
+    (tmp_path / "file").write_text("")
+    with Watchdog(0.1, tmp_path / "file" / "traces.txt", ended.event, ended.end):
         assert ended.happened.wait(30)
     assert "cannot be written" in ended.why
     assert ended.code == 75
