@@ -20,6 +20,7 @@ CORE = [
     "grain>=0.2.18",
     "array-record>=0.8",
     "sentencepiece>=0.2.1",
+    "pyarrow>=20",
     "rich>=14",
     "tensorboardX>=2.6",
 ]

@@ -3,7 +3,7 @@
     python -m benchmarks.spikes
 
 Three runs of a small PaLM: `clean`; `poisoned`, in which every row of some batches is one word again and again; and
-`remedied`, which meets the same rows with `train.spike_threshold` set. Writes docs/spikes.png, prints a table and writes
+`remedied`, which meets the same rows with `train.spike_threshold` set. Draws docs/spikes.png, prints a table, writes
 benchmarks/results/spikes.json. Some six minutes on two CPU cores.
 """
 

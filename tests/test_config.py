@@ -90,9 +90,19 @@ ZERO_IS_FINE = {
     ("optimizer", "beta1"),
     ("optimizer", "beta2"),
     ("optimizer", "weight_decay"),
+    ("optimizer", "warmup_steps"),
+    ("optimizer", "warmup_tokens"),
+    ("optimizer", "decay_steps"),
+    ("optimizer", "final_fraction"),
+    ("optimizer", "update_clip"),
+    ("optimizer", "muon_momentum"),
+    ("optimizer", "clip_norm"),
     ("sample", "temperature"),
     ("sample", "top_k"),
     ("data", "extra_ids"),
+    ("data", "targets_length"),
+    ("data", "middle_rate"),
+    ("data", "middle_spm_rate"),
     ("model", "num_encoder_layers"),
     ("model", "max_length"),
     ("model", "token_types"),
@@ -123,6 +133,9 @@ def test_zero(name, field):
     [
         ("optimizer", "beta1", 1.0),
         ("optimizer", "beta2", 1.0),
+        ("optimizer", "beta2_cap", 1.01),
+        ("optimizer", "final_fraction", 1.01),
+        ("optimizer", "muon_momentum", 1.0),
         ("sample", "top_p", 1.01),
         ("data", "validation_fraction", 0.6),
         ("data", "sequence_length", 1),
@@ -152,7 +165,10 @@ def test_choices(name, field, typo, nearest):
 
 
 def test_choice_that_resembles_nothing():
-    assert refusal(OptimizerConfig, name="xyz") == "optimizer.name has no choice 'xyz'; known: adafactor, adamw"
+    assert (
+        refusal(OptimizerConfig, name="xyz")
+        == "optimizer.name has no choice 'xyz'; known: adafactor, adam, adamw, lion, muon"
+    )
 
 
 @given(st.text())
@@ -176,14 +192,51 @@ def test_microbatches_must_divide():
     assert experiment(data={"batch_size": 12}, train={"microbatches": 4})
 
 
-@pytest.mark.parametrize("hold_steps", [100, 101])
-def test_warm_up_must_leave_steps(hold_steps):
-    """A cosine over no steps at all is none. Only the cosine warms up."""
-    message = refusal(experiment, optimizer={"schedule": "cosine", "hold_steps": hold_steps})
-    assert f"optimizer.hold_steps={hold_steps}" in message
-    assert "train.num_steps=100" in message
-    assert experiment(optimizer={"schedule": "cosine", "hold_steps": 99})
-    assert experiment(optimizer={"schedule": "rsqrt", "hold_steps": hold_steps})
+@pytest.mark.parametrize("schedule", ["rsqrt", "cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup_steps", [100, 101])
+def test_warm_up_must_leave_steps(schedule, warmup_steps):
+    message = refusal(experiment, optimizer={"schedule": schedule, "warmup_steps": warmup_steps})
+    assert message == f"optimizer.warmup_steps={warmup_steps} must be below train.num_steps=100"
+    assert experiment(optimizer={"schedule": schedule, "warmup_steps": 99})
+
+
+def test_warm_up_in_tokens():
+    """A step of 8 sequences of 64 tokens has 512: 51,200 are the whole run of a hundred."""
+    data = {"batch_size": 8, "sequence_length": 64}
+    message = refusal(experiment, data=data, optimizer={"warmup_tokens": 51_200})
+    assert message == ("optimizer.warmup_tokens=51200, 100 steps of 512 tokens, must be below train.num_steps=100")
+    assert experiment(data=data, optimizer={"warmup_tokens": 51_199})
+    message = refusal(OptimizerConfig, warmup_tokens=1, warmup_steps=2)
+    assert "optimizer.warmup_steps=2 and optimizer.warmup_tokens=1" in message
+
+
+def test_warm_up_ends_before_the_rate_falls():
+    message = refusal(experiment, optimizer={"warmup_steps": 30, "hold_steps": 29})
+    assert message.startswith("optimizer.warmup_steps=30 must not be above optimizer.hold_steps=29")
+    assert experiment(optimizer={"warmup_steps": 30, "hold_steps": 30})
+
+
+@pytest.mark.parametrize(
+    ("parts", "cure"),
+    [
+        ((10, 49, 40), "are 99 steps of train.num_steps=100; optimizer.hold_steps=50 would fit"),
+        ((10, 51, 40), "are 101 steps of train.num_steps=100; optimizer.hold_steps=50 would fit"),
+        ((60, 1, 40), "are 101 steps of train.num_steps=100; a shorter warm-up or decay would fit"),
+    ],
+)
+def test_warm_up_stable_and_decay_must_make_up_the_run(parts, cure):
+    names = ("warmup_steps", "hold_steps", "decay_steps")
+    message = refusal(experiment, optimizer={"schedule": "wsd", **dict(zip(names, parts, strict=True))})
+    assert message.endswith(cure)
+    assert all(f"optimizer.{name}={value}" in message for name, value in zip(names, parts, strict=True))
+    assert experiment(optimizer={"schedule": "wsd", "warmup_steps": 10, "hold_steps": 50, "decay_steps": 40})
+    assert refusal(OptimizerConfig, schedule="wsd").startswith("optimizer.decay_steps is not set")
+
+
+def test_adam_does_not_decay():
+    message = refusal(OptimizerConfig, name="adam", weight_decay=0.1)
+    assert message == "optimizer.weight_decay=0.1 must be 0 with optimizer.name='adam'; 'adamw' is Adam that decays"
+    assert OptimizerConfig(name="adam", weight_decay=0)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "/tmp/x", "..", "."])

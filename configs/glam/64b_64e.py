@@ -16,7 +16,16 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, expert=64, tensor=8, rules="palm_2d"),
         data=DataConfig(sequence_length=1024, batch_size=1024),
         optimizer=OptimizerConfig(
-            name="adafactor", beta1=0.0, weight_decay=0.0, schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000
+            name="adafactor",
+            factored=True,
+            beta2_cap=0.99,
+            update_clip=1.0,
+            clip_norm=0.0,
+            beta1=0.0,
+            weight_decay=0.0,
+            schedule="rsqrt",
+            learning_rate=1e-2,
+            hold_steps=10_000,
         ),
         train=TrainConfig(num_steps=570_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
     )

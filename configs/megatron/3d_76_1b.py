@@ -16,7 +16,7 @@ def experiment() -> Experiment:
         mesh=MeshConfig(stage=4, data=-1, tensor=8, rules="tensor_parallel", zero=0),
         data=DataConfig(sequence_length=2048, batch_size=1792),
         optimizer=OptimizerConfig(
-            name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, weight_decay=0.1
+            name="adamw", schedule="cosine", learning_rate=1.5e-4, warmup_steps=3_000, weight_decay=0.1
         ),
         train=TrainConfig(
             microbatches=56, num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000

@@ -15,7 +15,7 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, tensor=4, rules="tensor_parallel", zero=0),
         data=DataConfig(sequence_length=2048, batch_size=512),
         optimizer=OptimizerConfig(
-            name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, weight_decay=0.1
+            name="adamw", schedule="cosine", learning_rate=1.5e-4, warmup_steps=3_000, weight_decay=0.1
         ),
         train=TrainConfig(num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
     )

@@ -15,7 +15,7 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, rules="tensor_parallel"),
         data=DataConfig(mixture="python_text", objective="masked", extra_ids=1, sequence_length=128, batch_size=16),
         optimizer=OptimizerConfig(
-            name="adamw", schedule="cosine", learning_rate=2e-3, hold_steps=40, beta2=0.95, weight_decay=0.1
+            name="adamw", schedule="cosine", learning_rate=2e-3, warmup_steps=40, beta2=0.95, weight_decay=0.1
         ),
         train=TrainConfig(num_steps=400, precision="fp32", eval_every=100, checkpoint_every=200),
     )

@@ -15,7 +15,13 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, tensor=1, rules="tensor_parallel"),
         data=DataConfig(sequence_length=1024, batch_size=512),
         optimizer=OptimizerConfig(
-            name="adamw", schedule="cosine", learning_rate=1.5e-4, hold_steps=3_000, beta2=0.999, weight_decay=0.01
+            name="adamw",
+            schedule="cosine",
+            final_fraction=1 / 15,
+            learning_rate=1.5e-4,
+            warmup_steps=3_000,
+            beta2=0.999,
+            weight_decay=0.01,
         ),
         train=TrainConfig(num_steps=300_000, precision="bf16", z_loss=0.0, eval_every=1000, checkpoint_every=1000),
     )

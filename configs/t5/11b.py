@@ -16,7 +16,15 @@ def experiment() -> Experiment:
         mesh=MeshConfig(data=-1, tensor=1, rules="palm_2d"),
         data=DataConfig(objective="span_corruption", extra_ids=100, sequence_length=512, batch_size=2048),
         optimizer=OptimizerConfig(
-            name="adafactor", beta1=0.0, weight_decay=0.0, schedule="rsqrt", learning_rate=1e-2, hold_steps=10_000
+            name="adafactor",
+            factored=True,
+            update_clip=1.0,
+            clip_norm=0.0,
+            beta1=0.0,
+            weight_decay=0.0,
+            schedule="rsqrt",
+            learning_rate=1e-2,
+            hold_steps=10_000,
         ),
         train=TrainConfig(num_steps=1_000_000, precision="bf16", eval_every=1000, checkpoint_every=1000),
     )

@@ -13,7 +13,10 @@ from pathways_lm.errors import CheckpointError, ConfigError
 
 # What must stay as it was when a run goes on: it decides what the parameters or the batches are.
 FIXED_SECTIONS = frozenset({"model", "data"})
-FIXED_FIELDS = frozenset({"optimizer.name"})
+# What of an optimizer decides the form of its state, is of it, too: where beta1 is 0 Adafactor keeps no momentum.
+FIXED_FIELDS = frozenset(
+    {"optimizer.name", "optimizer.factored", "optimizer.factored_from", "optimizer.moments", "optimizer.beta1"}
+)
 FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir", "data.cache"})
 
 

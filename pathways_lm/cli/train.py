@@ -37,6 +37,7 @@ from pathways_lm.train.log import Log, Silence
 from pathways_lm.train.loop import Loop
 from pathways_lm.train.meter import Workload
 from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.optimizers.treatment import treatments
 from pathways_lm.train.precision import POLICIES
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.spikes import Rewinds, Spikes
@@ -77,6 +78,8 @@ def main(arguments: argparse.Namespace) -> int:
         model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
+        # Patterns that fit no parameter are told before a corpus is prepared.
+        treatments(experiment.optimizer, model)
         corpus = prepare(experiment.data, experiment.model.vocab_size)
         session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console, began)
         signal = _train(session, stack)
@@ -99,7 +102,7 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     train, data = experiment.train, experiment.data
     first = jax.process_index() == 0
     books = Books(began)
-    schedule = make_schedule(experiment.optimizer, train.num_steps)
+    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     ramp = make_ramp(data)
     check_ramp(experiment, ramp, model.rules)

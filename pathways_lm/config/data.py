@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from pathways_lm.checked import Checked, bounded
 
+OF_TEXTS = ("causal", "prefix", "fill_in_the_middle", "masked")
+"""Objectives that are one text."""
 OF_PAIRS = ("span_corruption", "ul2", "text_to_text")
 """Objectives that say targets after inputs."""
 
@@ -30,10 +32,7 @@ class DataConfig(Checked):
     """For text_to_text, the key of a record that holds what is asked for."""
     vocabulary: str = ""
     """A SentencePiece model file; empty trains one on the corpus."""
-    objective: str = bounded(
-        "causal",
-        one_of=("causal", "prefix", "fill_in_the_middle", "span_corruption", "ul2", "text_to_text", "masked"),
-    )
+    objective: str = bounded("causal", one_of=(*OF_TEXTS, *OF_PAIRS))
     """What is predicted: the next token, the next after a prefix seen both ways, or with a part moved to the end; T5's
     dropped spans, UL2's mixture of them, the targets of pairs; BERT's masks."""
     inputs: str = bounded("encoder", one_of=("encoder", "prefix", "causal"))

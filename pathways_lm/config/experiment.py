@@ -2,11 +2,12 @@
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pathways_lm.checked import Checked
-from pathways_lm.config.data import OF_PAIRS, DataConfig
+from pathways_lm.config.data import OF_PAIRS, OF_TEXTS, DataConfig
 from pathways_lm.config.mesh import MeshConfig
 from pathways_lm.config.mixing import MixingConfig
 from pathways_lm.config.model import ModelConfig
@@ -51,11 +52,12 @@ class Experiment(Checked):
             )
         self._check_objective()
         self._check_spikes()
-        if self.optimizer.schedule == "cosine" and self.optimizer.hold_steps >= self.train.num_steps:
-            raise ConfigError(
-                f"optimizer.hold_steps={self.optimizer.hold_steps} of warm-up must be below "
-                f"train.num_steps={self.train.num_steps}"
-            )
+        self.optimizer.check_length(self.train.num_steps, self.tokens_per_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch, as the papers count them: of an encoder-decoder, the encoder's."""
+        return self.data.batch_size * self.data.sequence_length
 
     def _check_spikes(self) -> None:
         """What is gone back to must still be there."""
@@ -72,20 +74,19 @@ class Experiment(Checked):
 
     def _check_objective(self) -> None:
         data, shape = self.data, self.model.shape
-        pairs = data.objective in OF_PAIRS
-        if data.inputs != "encoder" and not pairs:
-            raise ConfigError(f"data.inputs={data.inputs!r} is for {' or '.join(map(repr, OF_PAIRS))}")
+        of_pairs = data.objective in OF_PAIRS
+        if data.inputs != "encoder" and not of_pairs:
+            raise ConfigError(f"data.inputs={data.inputs!r} is for {_either(OF_PAIRS)}, not {data.objective!r}")
         needed = _shape_of(data.objective, data.inputs)
         if shape != needed:
-            chosen = f"data.objective={data.objective!r}"
-            if pairs and shape == "decoder":
-                raise ConfigError(
-                    f"{chosen} with data.inputs={data.inputs!r} needs model.shape={needed!r}, not {shape!r}, "
-                    "for which data.inputs is 'prefix' or 'causal'"
-                )
-            others = (*OF_PAIRS, "causal", "prefix", "fill_in_the_middle", "masked")
-            fitting = " or ".join(repr(name) for name in others if _shape_of(name, "encoder") == shape)
-            raise ConfigError(f"{chosen} needs model.shape={needed!r}, not {shape!r}, for which it is {fitting}")
+            fitting = [name for name in (*OF_TEXTS, *OF_PAIRS) if _shape_of(name, "encoder") == shape]
+            chosen, which = f"data.objective={data.objective!r}", f"it is {_either(fitting)}"
+            if of_pairs and shape != "encoder":
+                chosen = f"{chosen} with data.inputs={data.inputs!r}"
+                which = f"data.inputs is {_either(('prefix', 'causal') if shape == 'decoder' else ('encoder',))}"
+            elif shape == "decoder":
+                which = f"{which}, or with data.inputs {_either(OF_PAIRS)}"
+            raise ConfigError(f"{chosen} needs model.shape={needed!r}, not {shape!r}, for which {which}")
         if data.whole_words and data.objective != "masked":
             raise ConfigError(f"data.whole_words=True is for data.objective='masked', not {data.objective!r}")
         if data.targets_length and (data.objective != "text_to_text" or data.inputs != "encoder"):
@@ -96,6 +97,10 @@ class Experiment(Checked):
             length = getattr(data, name)
             if self.model.positions == "learned" and length > self.model.max_length:
                 raise ConfigError(f"data.{name}={length} is above model.max_length={self.model.max_length}")
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 def _shape_of(objective: str, inputs: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pathways_lm.data.examples import Document, Pair
 from pathways_lm.data.standard_library import python_docs, python_stdlib
+from pathways_lm.errors import DataError
 
 _MOST_TARGET_CHARACTERS, _MOST_INPUT_CHARACTERS = 200, 400
 
@@ -78,8 +79,10 @@ def language_names() -> list[Pair]:
 
 def _translations(kind: str, codes: re.Pattern[str]) -> Iterator[tuple[str, str]]:
     """English to each language, of the names that the other language has."""
-    from babel import Locale  # late: only these tasks need it
-
+    try:
+        from babel import Locale  # late: only these tasks need it
+    except ImportError as error:
+        raise DataError("country_names and language_names need the package babel: pip install babel") from error
     english = Locale("en")
     names = getattr(english, kind)
     for language in _LANGUAGES:

@@ -61,9 +61,10 @@ def _read(config: DataConfig) -> dict[str, Splits]:
 
     names = t5_tasks.names()
     if config.mixture not in names:
-        raise ConfigError(
-            f"data.mixture has no task or mixture '{config.mixture}'{nearest(config.mixture, [*known, *names])}"
-        )
+        hint = nearest(config.mixture, [*known, *names])
+        if hint.startswith("; known"):
+            hint = f"{nearest(config.mixture, known)}, and those of the t5 package"
+        raise ConfigError(f"data.mixture has no task or mixture '{config.mixture}'{hint}")
     return t5_tasks.read(config.mixture, config.datasets_dir)
 
 

@@ -17,9 +17,11 @@ from pathways_lm.errors import DataError
 
 @functools.cache
 def names() -> frozenset[str]:
-    """Of the package's tasks and mixtures."""
-    import t5.data.mixtures  # noqa: F401  registers them, and the tasks with them
-
+    """Of the package's tasks and mixtures; none where it is not installed."""
+    try:
+        import t5.data.mixtures  # noqa: F401  registers them, and the tasks with them
+    except ImportError:
+        return frozenset()
     registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     return frozenset(name for name in registered if _sources(name))
 

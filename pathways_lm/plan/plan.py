@@ -128,7 +128,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     check_fit(experiment, rules)
     check_lengths(experiment.data, rules)
     model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
-    schedule = make_schedule(experiment.optimizer, experiment.train.num_steps)
+    schedule = make_schedule(experiment.optimizer, experiment.train.num_steps, experiment.tokens_per_step)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     batch = abstract_batch(experiment.data)
     began = time.perf_counter()

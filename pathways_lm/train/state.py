@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
 from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import Rules, on_mesh
@@ -42,11 +44,9 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: 
     shapes = jax.eval_shape(_wrap(optimizer, seed), model.abstract)
     placed = jax.tree.map(lambda leaf: on_mesh(leaf, model.rules.mesh), shapes)
     # Moments lie where their parameters do. Tracing does not tell: from JAX 0.12 on, zeros have no sharding.
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
-        placed.optimizer,
-        model.abstract,
+    lying = {parameter_names(path): param for path, param in jax.tree_util.tree_leaves_with_path(model.abstract)}
+    moments = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _beside(lying[parameter_names(path)], leaf) if leaf.shape else leaf, placed.optimizer
     )
     if model.rules.offload:
         moments = jax.tree.map(
@@ -54,6 +54,27 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: 
             moments,
         )
     return placed._replace(optimizer=moments)
+
+
+def parameter_names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names of the parameter that a moment is of: an optimizer's state holds dictionaries like the parameters',
+    whose leaves may have parts."""
+    end = len(path)
+    while end and not isinstance(path[end - 1], DictKey):
+        end -= 1
+    start = end
+    while start and isinstance(path[start - 1], DictKey):
+        start -= 1
+    return tuple(key.key for key in path[start:end])
+
+
+def _beside(param: jax.ShapeDtypeStruct, moment: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The moment cut as its parameter, but for dimensions over which it is a mean."""
+    entries = (*param.sharding.spec, *(None,) * len(param.shape))
+    spec = [
+        entry if size == whole else None for entry, size, whole in zip(entries, moment.shape, param.shape, strict=False)
+    ]
+    return moment.update(sharding=NamedSharding(param.sharding.mesh, PartitionSpec(*spec)))
 
 
 def to_device(rules: Rules, moments: Any) -> Any:

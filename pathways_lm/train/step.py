@@ -21,11 +21,13 @@ from pathways_lm.pipeline.run import Pipeline
 from pathways_lm.pipeline.timetable import Timetable
 from pathways_lm.train.guard import chosen, next_guard
 from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
+from pathways_lm.train.norms import roots, squares, total
 from pathways_lm.train.precision import POLICIES, stochastic_round
 from pathways_lm.train.schedule import Schedule
 from pathways_lm.train.state import TrainState, abstract_state, as_fp32, shardings, to_device, to_host
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
+"""Arrays by name, or by name of a group and name."""
 _ROUNDING = 1 << 30
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -149,19 +151,23 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
         with jax.named_scope("gradients"):
             grads, sums = gradient_sums(model, config, state.params, batch, key, scale)
             grads = jax.tree.map(lambda g: g / (sums.tokens * scale), grads)
-        grad_norm = optax.tree.norm(grads)
+        gradient_squares = squares(model, grads)
+        grad_norm = total(gradient_squares)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nll)
         with jax.named_scope("optimizer"):
             before = to_device(model.rules, state.optimizer)
             updates, moments = optimizer.update(grads, before, as_fp32(state.params))
             params = chosen(finite, apply(state.params, updates, key), state.params)
             moments = to_host(model.rules, chosen(finite, moments, before))
+        parameter_squares = squares(model, params)
         guard = next_guard(config, state.guard, finite)
         metrics = {
             "loss": sums.nll / sums.tokens,
             "z_loss": config.z_loss * sums.log_z_squared / sums.tokens,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(as_fp32(params)),
+            "param_norm": total(parameter_squares),
+            "grad_norms": roots(gradient_squares),
+            "param_norms": roots(parameter_squares),
             "learning_rate": schedule(state.step + 1),
             "batch_tokens": sums.tokens,
             "skipped": guard.skipped,

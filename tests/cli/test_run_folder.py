@@ -22,6 +22,9 @@ def content(run):
         ("data.batch_size=16", "data.batch_size"),
         ("data.seed=1", "data.seed"),
         ("optimizer.name=adamw", "optimizer.name"),
+        ("optimizer.factored=True", "optimizer.factored"),
+        ("optimizer.moments=bfloat16", "optimizer.moments"),
+        ("optimizer.beta1=0.0", "optimizer.beta1"),
     ],
 )
 def test_run_of_another_experiment(micro, trained, refused, no_compile, setting, field):

@@ -64,9 +64,8 @@ def test_spelling():
     for pair in pairs.spelling():
         slip = pair.inputs.removeprefix("spell: ")
         assert slip != pair.targets and abs(len(slip) - len(pair.targets)) <= 1
-        kept = sum(
-            block.size for block in difflib.SequenceMatcher(None, slip, pair.targets, False).get_matching_blocks()
-        )
+        matcher = difflib.SequenceMatcher(None, slip, pair.targets, autojunk=False)
+        kept = sum(block.size for block in matcher.get_matching_blocks())
         assert kept >= len(pair.targets) - 2
 
 

@@ -2,6 +2,7 @@
 
 import socket
 
+import numpy as np
 import pytest
 
 from pathways_lm.config import DataConfig
@@ -28,7 +29,7 @@ def test_glue_cola(tmp_path, write_tfds):
     features = {
         "sentence": tfds.features.Text(),
         "label": tfds.features.ClassLabel(names=["unacceptable", "acceptable"]),
-        "idx": "int32",
+        "idx": np.int32,
     }
     rows = [{"sentence": f"Sentence {i}.", "label": i % 2, "idx": i} for i in range(3)]
     write_tfds(tmp_path / "glue" / "cola" / "1.0.0", features, {"train": rows, "validation": rows[:1]})

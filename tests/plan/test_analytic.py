@@ -5,19 +5,27 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from pathways_lm import configure
 from pathways_lm.cli import main
-from pathways_lm.mesh import AXES
+from pathways_lm.mesh import AXES, abstract_mesh
 from pathways_lm.models.inventory import num_params
+from pathways_lm.models.model import Model
 from pathways_lm.plan import network
+from pathways_lm.plan.analytic.arithmetic import moment_bytes, work_of
 from pathways_lm.plan.analytic.memory import zero_bytes
-from pathways_lm.plan.analytic.parameters import neutral_model
+from pathways_lm.plan.analytic.parameters import Cuts, neutral_model
 from pathways_lm.plan.analytic.plan import analytic_plan, fitting_work, segments
 from pathways_lm.plan.compilers import available
 from pathways_lm.plan.layout import Layout
 from pathways_lm.plan.machine import parse_machine
+from pathways_lm.plan.plan import shard_bytes
+from pathways_lm.sharding import rules_of
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import abstract_state
 
 
 def experiment(path, *changes):
@@ -90,6 +98,40 @@ def test_zeros_memory(zero, gigabytes):
     """ZeRO (arXiv:1910.02054, figure 1): 7.5 billion parameters on 64 devices, Adam in fp16: 2 + 2 + 12 bytes each."""
     parts = zero_bytes(7.5e9, 7.5e9 / 64, zero, weight=2, gradient=2, state=12)
     assert sum(parts) / 1e9 == pytest.approx(gigabytes, abs=0.06)
+
+
+MOMENTS = {
+    "PaLM's": [],
+    "factored": ["optimizer.factored=True", "optimizer.beta1=0"],
+    "factored, with momentum in bf16": ["optimizer.factored=True", "optimizer.moments=bfloat16"],
+    "AdamW": ["optimizer.name=adamw"],
+    "Muon": ["optimizer.name=muon"],
+}
+
+
+@pytest.mark.parametrize("changes", MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_moments(changes, zero):
+    """The bytes of those that a training run has on a device, counters apart."""
+    layout = ["mesh.data=2", "mesh.expert=4", "mesh.tensor=2", f"mesh.zero={zero}"]
+    config = experiment("st_moe/tiny", *layout, *changes)
+    rules = rules_of(config.mesh, abstract_mesh(config.mesh, 16))
+    model = Model(config.model, rules)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 400), model)
+    state = [leaf for leaf in jax.tree.leaves(abstract_state(model, optimizer).optimizer) if leaf.shape]
+    work = work_of(config, Cuts(rules), fused=True)
+    assert sum(work.cuts.layers(each) * moment_bytes(work, each) for each in work.parameters) == shard_bytes(state)
+
+
+def test_what_factoring_saves():
+    """T5 11B: a second moment of a thousandth and no momentum, where PaLM's Adafactor has 8 bytes a parameter."""
+    machine = parse_machine("v4:4x4x4")
+    changes = ["mesh.data=8", "mesh.tensor=8"]
+    factored = analytic_plan(experiment("t5/11b", *changes), machine).memory
+    whole = [*changes, "optimizer.factored=False", "optimizer.beta1=0.9"]
+    memory = analytic_plan(experiment("t5/11b", *whole), machine).memory
+    assert memory.optimizer == 2 * memory.parameters
+    assert factored.optimizer < 0.01 * factored.parameters == 0.01 * memory.parameters
 
 
 @pytest.mark.parametrize(("zero", "times"), [(0, 2), (1, 2), (2, 2), (3, 3)])

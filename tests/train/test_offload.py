@@ -25,7 +25,7 @@ ROWS = np.random.default_rng(0).integers(1, 264, (8, 12), dtype=np.int32)
 def parts(tiny, offload, remat):
     mesh = MeshConfig(data=2, tensor=4, offload=offload)
     model = Model(tiny(remat=remat), rules_of(mesh, make_mesh(mesh)))
-    config = OptimizerConfig(name="adamw", schedule="cosine", learning_rate=1e-2, hold_steps=1)
+    config = OptimizerConfig(name="adamw", schedule="cosine", learning_rate=1e-2, warmup_steps=1)
     schedule = make_schedule(config, STEPS)
     transformation = make_optimizer(config, schedule, model)
     step = make_step(model, transformation, schedule, TrainConfig(num_steps=STEPS, microbatches=2))

@@ -1,4 +1,8 @@
-"""Adafactor and AdamW over fifty steps against numpy in float64, written from the formulas."""
+"""Every optimizer over fifty steps against numpy in float64, written from the papers and T5X's rule.
+
+In fp32 all agree to 1e-6 of an array's largest number, half of which is the rounding of fifty sums; the same in float64
+shows that nothing else is in it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from pathways_lm.config import OptimizerConfig
-from pathways_lm.train.optimizer import leading_layers, make_optimizer
+from pathways_lm.config import MoEConfig, OptimizerConfig
+from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 
 STEPS = 50
+# What has layers, experts, heads and none of them is there.
+MOE = {"num_layers": 2, "moe": MoEConfig(num_experts=4, every=1)}
+EXPERTS = ("['moe']['gate']", "['moe']['up']", "['moe']['down']")
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
@@ -27,72 +34,135 @@ def random_gradients(params, step: int, size: float):
     return {path: one(p.shape) for path, p in params.items()}
 
 
-def run(make, draw, config: OptimizerConfig, size: float):
-    """Start, and the parameters after STEPS updates with random gradients."""
-    model = make()
-    params = draw(model)
+def run(model, params, config: OptimizerConfig, size: float = 1.0, kind=np.float32):
+    """Start, and the parameters after STEPS updates with random gradients, computed in `kind`."""
     structure = jax.tree.structure(params)
-    schedule = make_schedule(config, 1000)
-    optimizer = make_optimizer(config, schedule, model)
-    start, state = leaves(params), optimizer.init(params)
-
-    @jax.jit
-    def update(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     shardings = jax.tree.map(lambda p: p.sharding, params)
-    for step in range(STEPS):
-        grads = jax.tree.unflatten(structure, random_gradients(start, step, size).values())
-        params, state = update(params, state, jax.device_put(grads, shardings))
-    return start, leaves(params)
+    start = leaves(params)
+    with jax.enable_x64(kind is np.float64):
+        params = jax.device_put(jax.tree.map(lambda p: np.asarray(p, kind), params), shardings)
+        optimizer = make_optimizer(config, make_schedule(config, 1000), model)
+        state = optimizer.init(params)
+
+        @jax.jit
+        def update(params, state, grads):
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        for step in range(STEPS):
+            drawn = [grad.astype(kind) for grad in random_gradients(start, step, size).values()]
+            params, state = update(params, state, jax.device_put(jax.tree.unflatten(structure, drawn), shardings))
+        end = leaves(params)
+    assert {value.dtype for value in end.values()} == {np.dtype(kind)}
+    return start, end
 
 
-def clipped(grads, limit):
-    """Scaled down together, where their common length is above the limit."""
-    grads = {path: g.astype(np.float64) for path, g in grads.items()}
-    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-    return {path: g * min(1.0, limit / norm) for path, g in grads.items()}
+def gradients_of(start, size: float, limit: float):
+    """What an optimizer is given: all gradients scaled down together, where their common length is above the limit."""
+
+    def clipped(grads):
+        grads = {path: g.astype(np.float64) for path, g in grads.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        return {path: g * min(1.0, limit / norm) for path, g in grads.items()}
+
+    return [clipped(random_gradients(start, step, size)) for step in range(STEPS)]
 
 
-def assert_close(actual, expected):
-    assert actual.keys() == expected.keys()
-    errors = {path: np.abs(actual[path] - e).max() / np.abs(e).max() for path, e in expected.items()}
-    assert {path: error for path, error in errors.items() if not error <= 1e-6} == {}
-
-
-def numpy_adafactor(p, gradients, rates, beta1, weight_decay, stacked):
-    """One array, unfactored: T5X's order of operations with PaLM's decay, lr squared."""
+def separately(rule, path, p, gradients, *arguments):
+    """`rule` for each layer and each expert of a stack, as if they were arrays of their own."""
     p = p.astype(np.float64)
+    if "blocks" not in path:
+        return rule(path, p, gradients, *arguments)
+    places = np.ndindex(p.shape[: 2 if path.endswith(EXPERTS) else 1])
+    return np.stack([rule(path, p[at], [g[at] for g in gradients], *arguments) for at in places]).reshape(p.shape)
+
+
+def errors(actual, expected):
+    assert actual.keys() == expected.keys()
+    return {path: np.abs(actual[path] - e).max() / np.abs(e).max() for path, e in expected.items()}
+
+
+def assert_close(actual, expected, limit=1e-6):
+    assert {path: error for path, error in errors(actual, expected).items() if not error <= limit} == {}
+
+
+def matrix(path, a):
+    """A kernel or table as inputs x outputs, or None: heads lie side by side."""
+    name = path.split("['")[-1].removesuffix("']")
+    if name in ("query", "key", "value"):
+        return a.reshape(a.shape[0], -1)
+    if name == "out":
+        return a.reshape(-1, a.shape[-1])
+    return a if name in ("up", "gate", "down", "router", "table") else None
+
+
+# --- Adafactor
+
+
+def numpy_adafactor(path, p, gradients, rates, rule):
+    """One array: T5X's order of operations (papers, section 13), with PaLM's decay, the rate squared."""
     m, v = np.zeros_like(p), np.zeros_like(p)
+    as_matrix = matrix(path, p)
+    factored = rule["factored"] and as_matrix is not None and min(as_matrix.shape) >= rule["factored_from"]
+    R, C = (np.zeros(as_matrix.shape[0]), np.zeros(as_matrix.shape[1])) if factored else (None, None)
     for k, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
-        beta2 = 1 - k**-0.8
-        v = beta2 * v + (1 - beta2) * (g**2 + 1e-30)
-        scaled = np.empty_like(p)
-        layers = range(p.shape[0]) if stacked else [...]
-        for layer in layers:
-            size = max(np.sqrt((p[layer] ** 2).mean()), 1e-3)
-            scaled[layer] = rate * size * g[layer] / np.sqrt(v[layer])
-        m = beta1 * m + (1 - beta1) * scaled
-        p = (1 - weight_decay * rate**2) * p - m
+        beta2 = min(rule["beta2_cap"], 1 - k ** -rule["beta2_exponent"])
+        square = g**2 + 1e-30
+        if factored:
+            flat = matrix(path, square)
+            R = beta2 * R + (1 - beta2) * flat.mean(axis=1)
+            C = beta2 * C + (1 - beta2) * flat.mean(axis=0)
+            u = g / np.sqrt(np.outer(R, C) / R.mean()).reshape(g.shape)
+        else:
+            v = beta2 * v + (1 - beta2) * square
+            u = g / np.sqrt(v)
+        if rule["update_clip"]:
+            u = u / max(1.0, np.sqrt((u**2).mean()) / rule["update_clip"])
+        size = max(np.sqrt((p**2).mean()), 1e-3)
+        m = rule["beta1"] * m + (1 - rule["beta1"]) * rate * size * u
+        p = (1 - rule["weight_decay"] * rate**2) * p - m
     return p
 
 
+PALM = {"beta1": 0.9, "weight_decay": 1.0, "factored": False, "update_clip": 0.0, "beta2_cap": 1.0}
+PALM |= {"beta2_exponent": 0.8, "factored_from": 128}
+# The small model's narrow matrices are factored, but a head of six keys is not.
+T5 = PALM | {"beta1": 0.0, "weight_decay": 0.0, "factored": True, "factored_from": 8, "update_clip": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("rate", "hold", "weight_decay", "size"),
-    [(1e-2, 10_000, 1.0, 1.0), (1e-1, 10, 2.0, 1e-3)],
-    ids=["PaLM's, clipped", "a falling rate, not clipped"],
+    ("kind", "rate", "hold", "size", "clip", "rule"),
+    [
+        (np.float32, 1e-2, 10_000, 1.0, 1.0, PALM),
+        (np.float64, 1e-2, 10_000, 1.0, 1.0, PALM),
+        (np.float32, 1e-1, 10, 1e-3, 1.0, PALM | {"weight_decay": 2.0}),
+        (np.float32, 1e-2, 10_000, 1.0, 0.0, T5),
+        (np.float64, 1e-2, 10_000, 1.0, 0.0, T5),
+        (np.float32, 1e-1, 10, 1.0, 1.0, T5 | {"beta1": 0.8, "weight_decay": 1.0, "update_clip": 0.4}),
+        (np.float32, 1e-2, 10_000, 1.0, 0.0, T5 | {"beta2_cap": 0.9, "beta2_exponent": 0.7}),
+    ],
+    ids=["PaLM", "PaLM in float64", "a falling rate, not clipped", "T5", "T5 in float64", "all there is", "capped"],
 )
-def test_adafactor(make, draw, rate, hold, weight_decay, size):
-    config = OptimizerConfig(learning_rate=rate, hold_steps=hold, weight_decay=weight_decay)
-    start, actual = run(make, draw, config, size)
-    gradients = [clipped(random_gradients(start, step, size), 1.0) for step in range(STEPS)]
+def test_adafactor(make, draw, kind, rate, hold, size, clip, rule):
+    model = make(**MOE)
+    config = OptimizerConfig(learning_rate=rate, hold_steps=hold, clip_norm=clip, **rule)
+    start, actual = run(model, draw(model), config, size, kind)
+    gradients = gradients_of(start, size, clip or np.inf)
     rates = [rate * min(1, np.sqrt(hold / k)) for k in range(1, STEPS + 1)]
     expected = {
-        path: numpy_adafactor(p, [g[path] for g in gradients], rates, 0.9, weight_decay, stacked="blocks" in path)
+        path: separately(numpy_adafactor, path, p, [g[path] for g in gradients], rates, rule)
         for path, p in start.items()
     }
     assert_close(actual, expected)
+
+
+def test_factored_and_not_are_not_the_same(make, draw):
+    model = make(**MOE)
+    whole, factored = (
+        run(model, draw(model), OptimizerConfig(factored=factored, factored_from=8))[1] for factored in (False, True)
+    )
+    different = {path for path, error in errors(factored, whole).items() if error > 1e-3}
+    assert {path.split("['")[-1][:-2] for path in different} == {"query", "out", "up", "gate", "down", "table"}
 
 
 def test_adafactor_moves_zeros(make, draw):
@@ -107,8 +177,13 @@ def test_adafactor_moves_zeros(make, draw):
         np.testing.assert_allclose(update, 0.1 * 1e-2 * 1e-3, rtol=1e-5)
 
 
-def numpy_adamw(p, gradients, rates, beta1, beta2, weight_decay):
-    p = p.astype(np.float64)
+# --- Adam, Lion, Muon
+
+WARMING = {"schedule": "cosine", "learning_rate": 1e-3, "warmup_steps": 60}
+RATES = [1e-3 * k / 60 for k in range(1, STEPS + 1)]
+
+
+def numpy_adamw(path, p, gradients, rates, beta1, beta2, weight_decay):
     m, v = np.zeros_like(p), np.zeros_like(p)
     for k, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         m = beta1 * m + (1 - beta1) * g
@@ -117,22 +192,77 @@ def numpy_adamw(p, gradients, rates, beta1, beta2, weight_decay):
     return p
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["clipped", "not clipped"])
-def test_adamw(make, draw, size):
+def numpy_lion(path, p, gradients, rates, beta1, beta2, weight_decay):
+    """arXiv:2302.06675, program 1."""
+    m = np.zeros_like(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        p = p - rate * (np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * p)
+        m = beta2 * m + (1 - beta2) * g
+    return p
+
+
+def numpy_newton_schulz(x):
+    """In the form of the singular values: x = U S V^T becomes U f(f(... S)) V^T, f(s) = 3.4445 s - 4.775 s^3 + ..."""
+    U, s, Vt = np.linalg.svd(x, full_matrices=False)
+    s = s / (np.sqrt((s**2).sum()) + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return U * s @ Vt
+
+
+def numpy_muon(path, p, gradients, rates, beta1, beta2, weight_decay):
+    """Matrices of blocks: Nesterov momentum 0.95, orthogonal, as long as AdamW's (arXiv:2502.16982, eq. 4)."""
+    if "blocks" not in path or "router" in path or matrix(path, p) is None:
+        return numpy_adamw(path, p, gradients, rates, beta1, beta2, weight_decay)
+    m = np.zeros_like(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        m = 0.95 * m + g
+        x = matrix(path, g + 0.95 * m)
+        p = p - rate * (0.2 * np.sqrt(max(x.shape)) * numpy_newton_schulz(x).reshape(p.shape) + weight_decay * p)
+    return p
+
+
+NUMPY = {"adamw": numpy_adamw, "adam": numpy_adamw, "lion": numpy_lion, "muon": numpy_muon}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "size"),
+    [
+        *(("adamw", np.float32, size) for size in (1.0, 1e-3)),
+        ("adamw", np.float64, 1.0),
+        ("adam", np.float32, 1.0),
+        *(("lion", np.float32, size) for size in (1.0, 1e-3)),
+        *(("muon", np.float32, size) for size in (1.0, 1e-3)),
+        ("muon", np.float64, 1.0),
+    ],
+)
+def test_others(make, draw, name, kind, size):
     """Norm scales, and they alone, do not decay. The rate warms up, so an off-by-one in it would show."""
-    rates = {"schedule": "cosine", "learning_rate": 1e-3, "hold_steps": 60}
-    config = OptimizerConfig(name="adamw", **rates, beta1=0.8, beta2=0.97, weight_decay=0.3, clip_norm=0.5)
-    start, actual = run(make, draw, config, size)
-    gradients = [clipped(random_gradients(start, step, size), 0.5) for step in range(STEPS)]
-    rates = [1e-3 * k / 60 for k in range(1, STEPS + 1)]
+    model = make(**MOE)
+    decay = 0.0 if name == "adam" else 0.3
+    betas = {"beta1": 0.8, "beta2": 0.97}
+    config = OptimizerConfig(name=name, **WARMING, **betas, weight_decay=decay, clip_norm=0.5)
+    start, actual = run(model, draw(model), config, size, kind)
+    gradients = gradients_of(start, size, 0.5)
     expected = {
-        path: numpy_adamw(p, [g[path] for g in gradients], rates, 0.8, 0.97, 0.0 if "scale" in path else 0.3)
+        path: separately(
+            NUMPY[name], path, p, [g[path] for g in gradients], RATES, 0.8, 0.97, 0.0 if "scale" in path else decay
+        )
         for path, p in start.items()
     }
     assert_close(actual, expected)
 
 
-def test_leading_layers(make):
-    lead = leaves(leading_layers(make()))
-    assert {path: int(count) for path, count in lead.items()} == {path: int("blocks" in path) for path in lead}
-    assert len(lead) == 10
+def test_muon_is_orthogonal(make, draw):
+    """After an update of zeros a kernel's singular values are between 0.6 and 1.3, times 0.2 sqrt(longer side)."""
+    model = make(num_kv_heads=8)
+    params = jax.tree.map(jnp.zeros_like, draw(model))
+    config = OptimizerConfig(name="muon", schedule="constant", learning_rate=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(config, make_schedule(config, 10), model)
+    grads = draw(model, seed=1)
+    updates = leaves(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0])
+    for path, update in updates.items():
+        if "blocks" in path and "norm" not in path:
+            for layer in update:
+                values = np.linalg.svd(matrix(path, layer), compute_uv=False)
+                assert 0.6 < values.min() / (0.2 * np.sqrt(48)) < values.max() / (0.2 * np.sqrt(48)) < 1.3, path

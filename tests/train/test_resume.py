@@ -41,7 +41,7 @@ def batches(first: int, sharding):
 @pytest.mark.parametrize(
     ("optimizer", "layout"),
     [
-        (OptimizerConfig(name="adamw", schedule="cosine", learning_rate=3e-3, hold_steps=3), ("fsdp", 4, 2)),
+        (OptimizerConfig(name="adamw", schedule="cosine", learning_rate=3e-3, warmup_steps=3), ("fsdp", 4, 2)),
         (OptimizerConfig(name="adafactor", hold_steps=2), ("palm_2d", 2, 4)),
     ],
     ids=lambda value: getattr(value, "name", None),

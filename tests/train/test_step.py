@@ -14,7 +14,7 @@ from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import abstract_state, initial_state, shardings
 from pathways_lm.train.step import compile_step, make_step
 
-OPTIMIZER = OptimizerConfig(schedule="cosine", learning_rate=1e-2, hold_steps=10)
+OPTIMIZER = OptimizerConfig(schedule="cosine", learning_rate=1e-2, warmup_steps=10)
 TRAIN = TrainConfig(num_steps=40, precision="bf16", microbatches=2)
 
 # Rows of the numbers 1 to 12, the first padded; 6 ends a document.

@@ -4,6 +4,7 @@ A product costs 2 for each multiplication with addition. One of the forward pass
 together with what is computed again makes 6 N + 12 L H Q T and the rest of PaLM's appendix B.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.errors import ConfigError
 from pathways_lm.layers.mlp import GATES
 from pathways_lm.layers.moe.router import capacity
-from pathways_lm.plan.analytic.parameters import Cuts, Parameter, parameters
+from pathways_lm.plan.analytic.parameters import Cuts, Parameter, moments, parameters
 from pathways_lm.plan.program_arithmetic import Arithmetic
 from pathways_lm.train.flops import read_tokens
 from pathways_lm.train.precision import POLICIES
@@ -333,8 +334,17 @@ def ends(work: Work) -> list[Arithmetic]:
 def update(work: Work) -> list[Arithmetic]:
     """Once a step: parameters cast, the optimizer."""
     stored = sum(work.cuts.layers(each) * work.cuts.stored(each) for each in work.parameters)
-    # The optimizer reads and writes parameters and both moments, and reads gradients twice: their norm comes first.
-    return [Arithmetic(0.0, (8 * FP32 + FP32 + work.item) * stored, "optimizer")]
+    held = sum(work.cuts.layers(each) * moment_bytes(work, each) for each in work.parameters)
+    # The optimizer reads and writes parameters and moments, and reads gradients twice: their norm comes first.
+    return [Arithmetic(0.0, (4 * FP32 + FP32 + work.item) * stored + 2 * held, "optimizer")]
+
+
+def moment_bytes(work: Work, parameter: Parameter) -> float:
+    """Of the optimizer's moments of one layer of a parameter, on the device that has its part of it."""
+    return sum(
+        item * math.prod(work.cuts.part(size, name) for size, name in zip(sizes, parameter.dims, strict=True))
+        for sizes, item in moments(work.model, work.experiment.optimizer)[parameter.path]
+    )
 
 
 def gradients(work: Work) -> list[Arithmetic]:

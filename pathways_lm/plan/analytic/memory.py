@@ -2,15 +2,22 @@
 
 from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.layers.moe.router import capacity
-from pathways_lm.plan.analytic.arithmetic import BLOCKS, FP32, Tower, Work, expert_places, group_tokens, stream_parts
+from pathways_lm.plan.analytic.arithmetic import (
+    BLOCKS,
+    FP32,
+    Tower,
+    Work,
+    expert_places,
+    group_tokens,
+    moment_bytes,
+    stream_parts,
+)
 from pathways_lm.plan.analytic.parameters import Cuts, Parameter
 from pathways_lm.plan.memory import Memory
 
 # Arrays as large as a product's cut end that its gradient and those of what stands around it need: queries also turned
 # and scaled, the steps of an activation.
 _STEPS = {"query": 2, "key": 1, "value": 1, "out": 1, "gate": 2, "up": 2, "down": 2}
-_MOMENTS = 2
-"""Of both optimizers, as large as the parameters and fp32."""
 
 
 def zero_bytes(
@@ -40,11 +47,11 @@ def memory_of(work: Work, capacity_bytes: float) -> Memory:
         weight = each.item_bytes(work.item) if each.item_bytes(work.item) != FP32 or work.cuts.rules.zero < 3 else 0
         # Of a microbatch, in the type of the arithmetic, and where there are several, their sum.
         gradient = work.item if work.microbatches == 1 else FP32
-        told = zero_bytes(used, stored, work.cuts.rules.zero, weight, gradient, FP32 * (1 + _MOMENTS))
+        told = zero_bytes(used, stored, work.cuts.rules.zero, weight, gradient, FP32)
         held += told[0]
         gradients += told[1]
-        parameters += told[2] / (1 + _MOMENTS)
-        optimizer += 0 if work.cuts.rules.offload else told[2] * _MOMENTS / (1 + _MOMENTS)
+        parameters += told[2]
+        optimizer += 0 if work.cuts.rules.offload else layers * moment_bytes(work, each)
     saved = sum(_saved(work, tower) for tower in work.towers)
     layer = max(_working(work, tower) for tower in work.towers)
     details = {

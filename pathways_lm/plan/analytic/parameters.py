@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import jax
 from flax import nnx
 
-from pathways_lm.config import MeshConfig, ModelConfig
+from pathways_lm.config import MeshConfig, ModelConfig, OptimizerConfig
 from pathways_lm.mesh import abstract_mesh
 from pathways_lm.models.model import Model
 from pathways_lm.sharding import NAMES, STORED, Rules, make_rules
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import abstract_state, parameter_names
 
 _FP32 = 4
 _WIDE_NAMES = ("scale", "bias", "router")
@@ -78,6 +82,20 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
 
 
 @lru_cache(maxsize=64)
+def moments(config: ModelConfig, optimizer: OptimizerConfig) -> Mapping[str, tuple[tuple[tuple[int, ...], int], ...]]:
+    """By parameter: of each of an optimizer's moments the sizes, as one layer's, and bytes of a number."""
+    model = neutral_model(config)
+    state = abstract_state(model, make_optimizer(optimizer, make_schedule(optimizer, 1, 1), model))
+    found: dict[str, list[tuple[tuple[int, ...], int]]] = {each.path: [] for each in parameters(config)}
+    dims = {each.path: len(each.dims) for each in parameters(config)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer):
+        if leaf.shape:
+            name = "/".join(parameter_names(path))
+            found[name].append((leaf.shape[-dims[name] :], leaf.dtype.itemsize))
+    return {name: tuple(each) for name, each in found.items()}
+
+
+@lru_cache(maxsize=64)
 def _model(config: ModelConfig) -> Model:
     return Model(config, make_rules("palm_2d", abstract_mesh(MeshConfig())))
 
@@ -100,7 +118,7 @@ class Cuts:
         """A device's part of each dimension of one layer, as it enters products: whole along what ZeRO cuts."""
         if parameter.path not in self._sizes:
             named = zip(parameter.sizes, parameter.dims, strict=True)
-            told = tuple(size if name in STORED else self._cut(size, name) for size, name in named)
+            told = tuple(size if name in STORED else self.part(size, name) for size, name in named)
             self._sizes[parameter.path] = told
         return self._sizes[parameter.path]
 
@@ -110,13 +128,14 @@ class Cuts:
 
     def stored(self, parameter: Parameter) -> int:
         """Numbers of one layer that lie on a device between steps."""
-        return math.prod(self._cut(size, name) for size, name in zip(parameter.sizes, parameter.dims, strict=True))
+        return math.prod(self.part(size, name) for size, name in zip(parameter.sizes, parameter.dims, strict=True))
 
     def layers(self, parameter: Parameter) -> int:
         """Layers of it on a device: those of its stage."""
         return -(-parameter.layers // self.parts["stage"]) if parameter.tower else parameter.layers
 
-    def _cut(self, size: int, name: str) -> int:
+    def part(self, size: int, name: str) -> int:
+        """A device's part of a dimension as it is stored."""
         parts = self.parts[name]
         # Heads of keys and values that are fewer than their parts lie whole on every device.
         if name == "heads" and (size == 1 or size % parts):
