@@ -45,7 +45,11 @@ class Store:
                     read_only=readonly,
                     create=not readonly,
                     cleanup_tmp_directories=not readonly,
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._seal,
+                        # Failing in the background, it would leave threads that wait for it, and the process with them.
+                        create_directories_asynchronously=False,
+                    ),
                 ),
             )
         except (OSError, ImportError) as error:
