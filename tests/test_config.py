@@ -86,6 +86,9 @@ def test_negative(name, field):
 ZERO_IS_FINE = {
     ("data", "seed"),
     ("train", "seed"),
+    ("train", "checkpoints_kept_every"),
+    ("train", "checkpoints_best"),
+    ("train", "watchdog_seconds"),
     ("train", "z_loss"),
     ("optimizer", "beta1"),
     ("optimizer", "beta2"),
