@@ -3,7 +3,7 @@
 import argparse
 import time
 from contextlib import ExitStack, closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,10 +108,11 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     train, data = experiment.train, experiment.data
     first = jax.process_index() == 0
     books = Books(began)
-    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step)
-    optimizer = make_optimizer(experiment.optimizer, schedule, model)
     ramp = make_ramp(data)
     check_ramp(experiment, ramp, model.rules)
+    tokens_read = partial(ramp.tokens_read, data.sequence_length)
+    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step, tokens_read)
+    optimizer = make_optimizer(experiment.optimizer, schedule, model)
     balance = make_balance(experiment, corpus, ramp)
     loader = Loader(corpus, data, make_objective(data, corpus.vocabulary), balance.mixture, ramp)
     hooks = make_hooks(experiment, model, corpus, loader)
