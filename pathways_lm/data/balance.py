@@ -5,7 +5,7 @@ from typing import Any
 
 from pathways_lm.config import MixingConfig
 from pathways_lm.data.mixing import Mixture
-from pathways_lm.data.shares import Shares, excess_loss, first_shares, loss_ratio, parse
+from pathways_lm.data.shares import Shares, excess_loss, first_shares, loss_ratio, parse, rounded
 
 ADAPTIVE = ("excess_loss", "loss_ratio")
 
@@ -50,6 +50,7 @@ class Balance:
             for task, loss in losses.items():
                 self._references.setdefault(task, loss)
             shares = loss_ratio(self.base, losses, self._references, *how)
+        shares = rounded(shares)
         self.mixture.change(row, shares)
         self._nll, self._tokens = dict.fromkeys(self.base, 0.0), dict.fromkeys(self.base, 0.0)
         return shares

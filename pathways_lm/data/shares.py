@@ -71,6 +71,21 @@ def loss_ratio(base: Shares, losses: Shares, references: Shares, rate: float, sm
     return _smooth({task: share * ratios[task] ** rate for task, share in base.items()}, smoothing)
 
 
+def rounded(shares: Shares) -> Shares:
+    """In thousandths that add up to 1, one at least where there is a share.
+
+    The last bits of losses differ between meshes. What a step reads must not, so they are kept from deciding it.
+    """
+    exact = {task: 1000 * share for task, share in _normal(shares).items()}
+    whole = {task: max(math.floor(part), part > 0) for task, part in exact.items()}
+    missing = 1000 - sum(whole.values())
+    largest = sorted(exact, key=lambda task: exact[task] - math.floor(exact[task]), reverse=True)
+    for task in largest[: max(missing, 0)]:
+        whole[task] += 1
+    whole[max(whole, key=whole.__getitem__)] += min(missing, 0)
+    return {task: part / 1000 for task, part in whole.items()}
+
+
 def parse(text: str, field: str, tasks: Mapping[str, object]) -> Shares:
     """`task=number,…` of known tasks, 0 for those not named. Raises ConfigError naming the task or number."""
     found = dict.fromkeys(tasks, 0.0)

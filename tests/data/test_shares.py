@@ -3,9 +3,11 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathways_lm.config import MixingConfig
-from pathways_lm.data.shares import excess_loss, first_shares, loss_ratio, parse, proportional, unimax
+from pathways_lm.data.shares import excess_loss, first_shares, loss_ratio, parse, proportional, rounded, unimax
 from pathways_lm.errors import ConfigError
 
 SIZES = {"a": 600.0, "b": 300.0, "c": 100.0}
@@ -44,6 +46,22 @@ def test_excess_loss():
 def test_loss_ratio():
     found = loss_ratio({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}, 2.0, 0.0)
     assert found == pytest.approx({"a": 0.2, "b": 0.8})
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda parts: sum(parts) > 0.01))
+def test_rounded(parts):
+    shares = {str(place): part for place, part in enumerate(parts)}
+    found = rounded(shares)
+    assert sum(round(1000 * part) for part in found.values()) == 1000
+    for task, part in shares.items():
+        assert found[task] * 1000 == pytest.approx(round(found[task] * 1000))
+        assert (found[task] > 0) == (part > 0)
+        # Tasks that were given their least may take it from the largest.
+        assert abs(found[task] - part / sum(parts)) <= 0.001 * len(parts)
+
+
+def test_last_bits_decide_nothing():
+    assert rounded({"a": 0.3, "b": 0.7}) == rounded({"a": 0.3 + 1e-7, "b": 0.7}) == {"a": 0.3, "b": 0.7}
 
 
 def test_what_is_not_to_be_learned_stays_so():
