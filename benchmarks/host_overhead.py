@@ -43,7 +43,7 @@ class NoStore:
 
     folder = Path("none/checkpoints")
 
-    def save(self, step: int, items: Any, facts: Any) -> None:
+    def save(self, step: int, items: Any, facts: Any, figures: Any = None) -> None:
         return None
 
     def wait(self) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.spikes
 
-Three runs of a small PaLM: `clean`; `poisoned`, in which every row of some batches is one word again and again; and
+Three runs of a small PaLM: `clean`; `poisoned`, in which the rows of some batches are pieces drawn at random; and
 `remedied`, which meets the same rows with `train.spike_threshold` set. Draws docs/spikes.png, prints a table, writes
 benchmarks/results/spikes.json. Some six minutes on two CPU cores.
 """
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "spikes.json"
 
 
 def poison() -> None:
-    """From now on, loaders in this process read one word again and again in the rows of the bad batches."""
+    """From now on, loaders in this process read random pieces in the rows of the bad batches."""
     from pathways_lm.data.loader import Loader
 
     read = Loader.rows
@@ -41,7 +41,7 @@ def poison() -> None:
         found = read(self, start, stop)
         for place, row in enumerate(range(start, stop)):
             if POISON[0] * BATCH <= row < POISON[1] * BATCH:
-                found[place] = 300 + row % 700
+                found[place] = np.random.default_rng(row).integers(259, 1024, self.sequence_length)
         return found
 
     Loader.rows = rows  # type: ignore[method-assign]

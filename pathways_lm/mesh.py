@@ -26,6 +26,9 @@ CONTEXT = "context"
 TENSOR = "tensor"
 AXES = (POD, STAGE, DATA, EXPERT, CONTEXT, TENSOR)
 
+# So long after a process was lost JAX ends the others, should nothing else do it.
+HEARTBEAT_SECONDS = 45
+
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     """The mesh's shape with -1 filled up. Raises ConfigError where it does not fit `num_devices`."""
@@ -108,9 +111,9 @@ def join_processes(
             raise ConfigError(f"--num-processes {num_processes} must be at least 1")
         if not 0 <= process_id < num_processes:
             raise ConfigError(f"--process-id {process_id} must be from 0 to {num_processes - 1}")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     elif launched_as_several(environment):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def join_pathways(environment: Mapping[str, str] = os.environ) -> None:

@@ -84,8 +84,17 @@ def test_negative(name, field):
 
 
 ZERO_IS_FINE = {
+    ("mixing", "limit"),
+    ("mixing", "smoothing"),
+    ("train", "spike_threshold"),
+    ("train", "checkpoints_kept_every"),
+    ("train", "checkpoints_best"),
+    ("train", "watchdog_seconds"),
     ("data", "seed"),
     ("train", "seed"),
+    ("train", "checkpoints_kept_every"),
+    ("train", "checkpoints_best"),
+    ("train", "watchdog_seconds"),
     ("train", "z_loss"),
     ("optimizer", "beta1"),
     ("optimizer", "beta2"),

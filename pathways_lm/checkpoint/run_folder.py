@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from etils import epath
+
 from pathways_lm.config import Experiment, from_dict, to_dict
 from pathways_lm.errors import CheckpointError, ConfigError
 
-# What must stay as it was when a run goes on: it decides what the parameters or the batches are.
+# What must stay as it was when a run goes on: it decides what the parameters or the batches are, or where they lie.
 FIXED_SECTIONS = frozenset({"model", "data"})
 # What of an optimizer decides the form of its state, is of it, too: where beta1 is 0 Adafactor keeps no momentum.
 FIXED_FIELDS = frozenset(
     {"optimizer.name", "optimizer.factored", "optimizer.factored_from", "optimizer.moments", "optimizer.beta1"}
+    | {"train.checkpoint_dir"}
 )
 FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir", "data.cache"})
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -68,6 +71,10 @@ class RunFolder:
                 )
         return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in changed]
 
+    def checkpoints_at(self, experiment: Experiment) -> epath.Path:
+        """Where a run's checkpoints and their seals lie: in the folder itself unless the experiment names a place."""
+        return epath.Path(experiment.train.checkpoint_dir or self.path)
+
     def create(self) -> None:
         """Makes the folder. Raises CheckpointError where that is impossible."""
         try:
@@ -106,7 +113,7 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Writes one of the folder's JSON files."""
-        write_atomically(path, json.dumps(value, indent=1) + "\n")
+        write_atomically(epath.Path(path), json.dumps(value, indent=1) + "\n")
 
 
 def _fixed(name: str) -> bool:

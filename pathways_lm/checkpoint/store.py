@@ -1,17 +1,16 @@
 """Checkpoints on disk: written in the background, sealed by checksums, restored onto any mesh."""
 
-import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from pathways_lm.checkpoint.run_folder import write_atomically
+from pathways_lm.checkpoint.retention import Keep, Policy
+from pathways_lm.checkpoint.seals import Seals
 from pathways_lm.errors import CheckpointError
 
 Items = dict[str, Any]
@@ -19,36 +18,50 @@ Items = dict[str, Any]
 
 
 class Store:
-    """The checkpoints of one run, newest last, `kept` of them.
+    """The checkpoints of one run, newest last, as many as `keep` says.
 
     Orbax writes a checkpoint under a temporary name and renames it when it is whole, so one that a
     kill cuts short is never seen. Before the rename a seal is written: the SHA-256 of every file,
     checked before anything is restored.
+
+    They may lie wherever `etils.epath` and tensorstore reach. A bucket has no rename: there Orbax marks what is
+    whole by a file of its own.
     """
 
-    def __init__(self, run: Path, kept: int = 1, readonly: bool = False):
-        self.folder = run / "checkpoints"
-        self.seals = run / "seals"
-        self.set_aside = run / "damaged"
+    def __init__(self, place: epath.PathLike, keep: Keep | None = None, readonly: bool = False):
+        """`place` is the run folder, or a folder or URL for this run's checkpoints alone. By default one is kept."""
+        keep, self.place = keep or Keep(), epath.Path(place)
+        self.folder = self.place / "checkpoints"
+        self._seals = Seals(self.place / "seals")
         try:
             if not readonly:
-                self.seals.mkdir(parents=True, exist_ok=True)
+                self._seals.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.folder.absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=kept,
+                    preservation_policy=Policy(keep),
+                    # With one, Orbax notes the figures of each checkpoint. Which is the best the policy says.
+                    best_fn=lambda figures: figures[keep.by],
                     read_only=readonly,
                     create=not readonly,
                     cleanup_tmp_directories=not readonly,
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._seal,
+                        # Failing in the background, it would leave threads that wait for it, and the process with them.
+                        create_directories_asynchronously=False,
+                    ),
                 ),
             )
-        except OSError as error:
-            raise CheckpointError(f"checkpoints cannot be written to '{self.folder}': {error.strerror}") from None
+        except (OSError, ImportError) as error:
+            why = getattr(error, "strerror", None) or _first_line(error)
+            raise CheckpointError(f"checkpoints cannot be written to '{self.folder}': {why}") from None
         self._saving: int | None = None
 
-    def save(self, step: int, items: Items, facts: dict[str, Any]) -> None:
+    def save(self, step: int, items: Items, facts: dict[str, Any], figures: Mapping[str, Any] | None = None) -> None:
         """Starts writing; returns when the arrays may be changed. Does nothing if `step` is there already.
+
+        Args:
+          figures: of these very parameters on the validation text, where they are known. Single numbers are kept.
 
         Raises CheckpointError for this checkpoint or the one before, where that could not be written.
         """
@@ -58,7 +71,10 @@ class Store:
         self._saving = step
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**saved, facts=ocp.args.JsonSave(facts))
-        self._guard(lambda: self._manager.save(step, args=args))
+        told = None
+        if figures is not None:
+            told = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+        self._guard(lambda: self._manager.save(step, args=args, metrics=told))
 
     def wait(self) -> None:
         """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
@@ -81,11 +97,15 @@ class Store:
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
-        # Orbax's own list has those whose writing failed, too.
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        # The manager's own list has those whose writing failed, too.
+        return sorted(ocp.utils.checkpoint_steps(self.folder)) if self.folder.is_dir() else []
 
     def restore(
-        self, abstract: Items, notice: Callable[[int, str], None], writable: bool = False
+        self,
+        abstract: Items,
+        notice: Callable[[int, str], None],
+        writable: bool = False,
+        at_most: int | None = None,
     ) -> tuple[int, Items, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its step and facts; None where there is none at all.
 
@@ -93,11 +113,12 @@ class Store:
           abstract: shapes, types and shardings of the items wanted; the mesh may differ from the one that saved.
           notice: told of each damaged checkpoint, its step and what is wrong.
           writable: move damaged checkpoints out of the way, so that training can write them again.
+          at_most: the newest step that is wanted; without, any.
 
         Raises:
           CheckpointError: there are checkpoints, and all are damaged.
         """
-        step = self.newest(notice, writable)
+        step = self.newest(notice, writable, at_most)
         if step is None:
             return None
         # What fails now is not the files' fault.
@@ -128,16 +149,18 @@ class Store:
                 raise CheckpointError(f"'{self.folder / str(step)}' should hold {name} {wanted.shape} and has {has}")
         return found
 
-    def newest(self, notice: Callable[[int, str], None], writable: bool = False) -> int | None:
+    def newest(
+        self, notice: Callable[[int, str], None], writable: bool = False, at_most: int | None = None
+    ) -> int | None:
         """The newest checkpoint that is whole. Arguments and errors are those of `restore`."""
-        steps = self.steps()
+        steps = [step for step in self.steps() if at_most is None or step <= at_most]
         for step in reversed(steps):
-            problem = self._check_seal(step)
+            problem = self._seals.problem(step, self.folder / str(step))
             if problem is None:
                 return step
             notice(step, f"checkpoint '{self.folder / str(step)}' is damaged: {problem}")
             if writable:
-                self._put_aside(step)
+                self._move([step], "damaged")
         if steps:
             raise CheckpointError(f"all checkpoints in '{self.folder}' are damaged: steps {', '.join(map(str, steps))}")
         return None
@@ -152,44 +175,38 @@ class Store:
                 f"checkpoint {self._saving} could not be written to '{self.folder}': {_first_line(error)}; {last}"
             ) from error
 
+    def withdraw(self, after: int) -> None:
+        """Moves the checkpoints of later steps to the folder `withdrawn`, so that these steps can be done anew.
+
+        Every process must call it.
+        """
+        self.wait()
+        self._move([step for step in self.steps() if step > after], "withdrawn")
+
     def _seal(self) -> None:
         """Seals the checkpoint that is being saved, and drops the seals of those that are gone.
 
         Orbax calls it in the first process when the items lie whole in a temporary folder, just before it
-        is renamed: no checkpoint is seen before its seal.
+        is renamed or marked as whole: no checkpoint is seen before its seal.
         """
-        begun = next(self.folder.glob(f"{self._saving}.*"))
-        write_atomically(self.seals / f"{self._saving}.json", json.dumps(_digests(begun), indent=1))
-        for seal in self.seals.glob("*.json"):
-            if int(seal.stem) not in (self._saving, *self.steps()):
-                seal.unlink()
+        assert self._saving is not None
+        begun = next(self.folder.glob(f"{self._saving}.*"), self.folder / str(self._saving))
+        self._seals.write(self._saving, begun, self.steps())
 
-    def _check_seal(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, by its seal."""
-        seal = self.seals / f"{step}.json"
-        try:
-            expected = dict(json.loads(seal.read_text()))
-        except (OSError, ValueError, TypeError):
-            return f"its seal '{seal}' is missing or broken"
-        found = _digests(self.folder / str(step))
-        for name in sorted(expected | found):
-            if name not in found:
-                return f"file '{name}' is missing"
-            if expected.get(name) != found[name]:
-                return f"file '{name}' is not what was written"
-        return None
-
-    def _put_aside(self, step: int) -> None:
-        # Not while another process is still reading it.
-        _together(f"damaged checkpoint {step} found")
-        if jax.process_index() == 0:
-            self.set_aside.mkdir(exist_ok=True)
-            attempt = 0
-            while (target := self.set_aside / f"{step}-{attempt}").exists():
-                attempt += 1
-            (self.folder / str(step)).rename(target)
-            (self.seals / f"{step}.json").unlink(missing_ok=True)
-        _together(f"damaged checkpoint {step} set aside")
+    def _move(self, steps: list[int], where: str) -> None:
+        """Moves checkpoints out of the way; none is overwritten there."""
+        # Not while another process is still reading them.
+        _together(f"checkpoints {steps} to be {where}")
+        if steps and jax.process_index() == 0:
+            folder = self.place / where
+            folder.mkdir(exist_ok=True)
+            for step in steps:
+                attempt = 0
+                while (target := folder / f"{step}-{attempt}").exists():
+                    attempt += 1
+                (self.folder / str(step)).rename(target)
+                self._seals.drop(step)
+        _together(f"checkpoints {steps} {where}")
         self._manager.reload()
 
 
@@ -197,16 +214,6 @@ def _together(event: str) -> None:
     """Waits until all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(event)
-
-
-def _digests(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint's items, by relative path; what Orbax notes beside them is left out."""
-    digests = {}
-    for path in sorted(checkpoint.glob("*/**/*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from pathways_lm.errors import UserError
 
 COMMANDS = {
     "train": "train a config, or go on where its run folder stands",
+    "launch": "train in several processes on this machine, and start again when one is lost",
     "generate": "continue a prompt with a trained run",
     "evaluate": "score a run on its validation text",
     "inspect": "show a prompt's attention and experts as a page",
@@ -23,11 +24,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 for a plan that does not fit, 2 for bad input, or 128 + the stopping signal."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # `--gin.Name=value` carries the name of a binding in the flag itself, which argparse cannot declare.
-    bindings = [text.removeprefix("--gin.") for text in arguments if text.startswith("--gin.")]
-    parsed = _parser().parse_args([text for text in arguments if not text.startswith("--gin.")])
-    parsed.gin_bindings = bindings
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return importlib.import_module(f"pathways_lm.cli.{parsed.command}").main(parsed)
     except UserError as error:
@@ -35,6 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its arguments. Ends the process with code 2 where they are no command's."""
+    # What `launch` starts is parsed by itself, where it belongs.
+    own, launched = list(arguments), list[str]()
+    if own[:1] == ["launch"] and "--" in own:
+        place = own.index("--")
+        own, launched = own[:place], own[place + 1 :]
+    # `--gin.Name=value` carries the name of a binding in the flag itself, which argparse cannot declare.
+    bindings = [text.removeprefix("--gin.") for text in own if text.startswith("--gin.")]
+    parsed = _parser().parse_args([text for text in own if not text.startswith("--gin.")])
+    parsed.gin_bindings = bindings
+    parsed.line = launched
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first one listens")
     train.add_argument("--num-processes", type=int, metavar="N", help="of several processes: how many")
     train.add_argument("--process-id", type=int, metavar="I", help="of several processes: which one this is, from 0")
+
+    launch = parsers["launch"]
+    launch.epilog = "behind -- stands what each process runs: -- train CONFIG …"
+    launch.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
+    launch.add_argument("--cpu-devices", type=int, metavar="M", help="virtual devices of all processes together")
+    launch.add_argument(
+        "--restarts", type=int, default=3, metavar="R", help="start again so often at most (default %(default)s)"
+    )
+    launch.add_argument("--shrink", action="store_true", help="with fewer processes, where the same one keeps dying")
 
     generate = parsers["generate"]
     _add_run(generate)

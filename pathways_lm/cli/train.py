@@ -3,13 +3,14 @@
 import argparse
 import time
 from contextlib import ExitStack, closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 
+from pathways_lm.checkpoint.retention import Keep
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.describe import describe_run, mesh_text
@@ -38,11 +39,14 @@ from pathways_lm.train.loop import Loop
 from pathways_lm.train.meter import Workload
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.optimizers.treatment import treatments
+from pathways_lm.train.peers import leaving_together, watch_peers
 from pathways_lm.train.precision import POLICIES
+from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.spikes import Rewinds, Spikes
 from pathways_lm.train.state import abstract_state, initial_state
 from pathways_lm.train.step import compile_step, make_step
+from pathways_lm.train.watchdog import Watchdog
 
 
 class Session(NamedTuple):
@@ -58,12 +62,14 @@ class Session(NamedTuple):
     began: float
 
 
+@leaving_together
 def main(arguments: argparse.Namespace) -> int:
     """Trains until the end, or until asked to stop. Returns 0, or 128 + the signal that stopped it."""
     began = time.perf_counter()
     experiment = load(arguments.config, arguments.overrides, arguments.gin_bindings)
     prepare_devices(arguments, experiment.data.cache_dir)
     join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    watch_peers()
     folder = RunFolder(arguments.run or Path("runs") / experiment.name)
     changes = folder.changes(experiment)
     first = jax.process_index() == 0
@@ -102,14 +108,16 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     train, data = experiment.train, experiment.data
     first = jax.process_index() == 0
     books = Books(began)
-    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step)
-    optimizer = make_optimizer(experiment.optimizer, schedule, model)
     ramp = make_ramp(data)
     check_ramp(experiment, ramp, model.rules)
+    tokens_read = partial(ramp.tokens_read, data.sequence_length)
+    schedule = make_schedule(experiment.optimizer, train.num_steps, experiment.tokens_per_step, tokens_read)
+    optimizer = make_optimizer(experiment.optimizer, schedule, model)
     balance = make_balance(experiment, corpus, ramp)
     loader = Loader(corpus, data, make_objective(data, corpus.vocabulary), balance.mixture, ramp)
     hooks = make_hooks(experiment, model, corpus, loader)
-    store = stack.enter_context(closing(Store(folder.path, train.checkpoints_kept)))
+    keep = Keep(train.checkpoints_kept, train.checkpoints_kept_every, train.checkpoints_best, train.checkpoints_best_by)
+    store = stack.enter_context(closing(Store(folder.checkpoints_at(experiment), keep)))
     rewinds = Rewinds(folder.rewinds)
     restorer = Restorer(store, abstract_state(model, optimizer), corpus, rewinds)
     state, found = restorer.newest()
@@ -140,6 +148,10 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
     log.event(step, "resume" if step else "start", "; ".join(changes))
     update = make_step(model, optimizer, schedule, train)
+
+    PULSE.beat(step)
+    traces = folder.path / f"hang-process-{jax.process_index()}.txt"
+    stack.enter_context(Watchdog(train.watchdog_seconds, traces, log.event))
 
     @cache
     def step_for(batch_size: int) -> Any:

@@ -37,11 +37,12 @@ def load_trained(run: str, overrides: list[str]) -> Trained:
     # What is asked of a trained run is of any length.
     rules = whole_sequences(rules_of(experiment.mesh, make_mesh(experiment.mesh)))
     check_fit(experiment, rules)
-    if not (folder.path / "checkpoints").is_dir():
+    place = folder.checkpoints_at(experiment)
+    if not (place / "checkpoints").is_dir():
         raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
     vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size - experiment.data.extra_ids)
     model = Model(experiment.model, rules)
-    store = Store(folder.path, readonly=True)
+    store = Store(place, readonly=True)
     restored = store.restore({"params": model.abstract}, lambda step, problem: print(problem, file=sys.stderr))
     store.close()
     if restored is None:

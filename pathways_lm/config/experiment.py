@@ -53,6 +53,12 @@ class Experiment(Checked):
         self._check_objective()
         self._check_spikes()
         self.optimizer.check_length(self.train.num_steps, self.tokens_per_step)
+        train = self.train
+        if train.checkpoints_best and train.checkpoints_best_by == "bits_per_byte" and self.data.objective != "causal":
+            raise ConfigError(
+                f"train.checkpoints_best_by='bits_per_byte' is for data.objective='causal', not "
+                f"{self.data.objective!r}; use 'loss'"
+            )
 
     @property
     def tokens_per_step(self) -> int:

@@ -47,6 +47,16 @@ class TrainConfig(Checked):
     checkpoint_every: int = bounded(500, at_least=1)
     checkpoints_kept: int = bounded(3, at_least=2)
     """Two at least: should the newest be damaged, the one before is used."""
+    checkpoints_kept_every: int = bounded(0, at_least=0)
+    """Besides, those of every so many steps are kept for ever; 0 keeps none."""
+    checkpoints_best: int = bounded(0, at_least=0)
+    """Besides, so many with the lowest `checkpoints_best_by` are kept; 0 keeps none."""
+    checkpoints_best_by: str = bounded("loss", one_of=("loss", "bits_per_byte"))
+    """The figure of the validation text that tells the best checkpoints."""
+    checkpoint_dir: str = ""
+    """A folder or URL (gs://bucket/folder) for this run's checkpoints alone; empty is the run folder."""
+    watchdog_seconds: int = bounded(1800, at_least=0)
+    """A run in which nothing is finished for so long is ended, to be started again; 0 waits for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)

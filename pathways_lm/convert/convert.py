@@ -154,7 +154,8 @@ def export_checkpoint(run: Path, target: Path, dtype: str = "float32", vocab_row
     if target.exists():
         raise CheckpointError(f"'{target}' is there already; choose another folder")
     folder = RunFolder(run)
-    config = folder.experiment().model
+    experiment = folder.experiment()
+    config = experiment.model
     family = family_of(config)
     rows = vocab_rows or config.vocab_size
     if not 0 < rows <= config.vocab_size:
@@ -165,7 +166,7 @@ def export_checkpoint(run: Path, target: Path, dtype: str = "float32", vocab_row
     # Side by side what is made of the same arrays, so that each is read once and soon let go.
     tensors = sorted(plan(family, config, _shapes(model.abstract), rows), key=_sources)
     abstract = _flat(model.abstract)
-    with closing(Store(run, readonly=True)) as store:
+    with closing(Store(folder.checkpoints_at(experiment), readonly=True)) as store:
         step = store.newest(lambda step, problem: None)
         if step is None:
             raise CheckpointError(f"run folder '{run}' has no checkpoint yet")

@@ -9,6 +9,9 @@ import math
 import re
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+from jax import Array
+
 from pathways_lm.config import DataConfig, Experiment
 from pathways_lm.errors import ConfigError
 from pathways_lm.sharding import Rules
@@ -43,6 +46,14 @@ class Ramp:
     def first_row(self, step: int) -> int:
         """The first row of that batch."""
         return self.rows_before(step) + sum(rows for at, rows in self.skips if at <= step)
+
+    def tokens_read(self, length: int, steps: Array) -> Array:
+        """Tokens of the first `steps` steps, fp32, for rows of `length` tokens; traceable."""
+        first = jnp.array([stretch.first_step for stretch in self.stretches], jnp.float32)
+        rows = jnp.array([stretch.first_row for stretch in self.stretches], jnp.float32)
+        sizes = jnp.array([stretch.batch_size for stretch in self.stretches], jnp.float32)
+        place = jnp.searchsorted(first, steps, side="right") - 1
+        return length * (rows[place] + (steps - first[place]) * sizes[place])
 
     def rows_before(self, step: int) -> int:
         """Rows that the steps before read."""

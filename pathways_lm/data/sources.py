@@ -71,7 +71,7 @@ def _read(config: DataConfig) -> dict[str, Splits]:
 def _check(task: str, examples: Sequence[Example], config: DataConfig) -> None:
     """Raises DataError where there is nothing, or not what the objective needs."""
     if not examples:
-        raise DataError(f"task '{task}': this Python comes without that text; give your own with data.files")
+        raise DataError(f"task '{task}' has no text on this machine; give your own with data.files")
     of_pairs = config.objective == "text_to_text"
     if of_pairs and not isinstance(examples[0], Pair):
         raise DataError(

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pathways_lm.train.pulse import PULSE
+
 KINDS = ("step", "input", "compile", "validation", "checkpoint", "start", "lost", "down")
 """Steps that count; waiting for a batch; compiling; validation; writing checkpoints; all before the first step; steps
 whose results were lost, by a kill or a rewind; between a process and the one that went on."""
@@ -24,10 +26,11 @@ class Books:
 
     @contextmanager
     def spent(self, kind: str) -> Iterator[None]:
-        """The block's time is of this kind."""
+        """The block's time is of this kind; those who watch over the process are told."""
         outer = self.turn(kind)
         try:
-            yield
+            with PULSE.doing(kind):
+                yield
         finally:
             self.turn(outer)
 

@@ -15,6 +15,7 @@ from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Params
 from pathways_lm.train.books import Books
 from pathways_lm.train.meter import Figures, Meter, Workload, Writer
+from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.spikes import Rewind, Rewinds, Spikes
 from pathways_lm.train.state import TrainState, to_items
 from pathways_lm.train.step import Step
@@ -102,13 +103,15 @@ class Loop:
         while step < config.num_steps:
             step = self._step(step)
             last, stopping = step == config.num_steps, stop.after(step)
+            figures = None
             if step % config.eval_every == 0 or last:
                 step = self._write(step)
-                self._validate(step)
+                figures = self._validate(step)
             if step % config.checkpoint_every == 0 or last or stopping:
                 # Saving waits for the device: the steps before it are counted first.
                 step = self._write(step)
-                self._save(step)
+                self._save(step, figures)
+            PULSE.beat(step)
             if stopping and step < config.num_steps:
                 self.store.wait()
                 assert stop.signal is not None
@@ -180,16 +183,16 @@ class Loop:
         self.log.event(restored, "rewind", what)
         return restored
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, figures: Figures | None = None) -> None:
         began = time.perf_counter()
         with self.books.spent("checkpoint"):
             productive = self.books.seconds["step"]
             facts = {**self.facts, **self.course.facts(), "spikes": self.spikes.to_json()}
-            self.store.save(step, to_items(self.state), {**facts, "productive_seconds": productive})
+            self.store.save(step, to_items(self.state), {**facts, "productive_seconds": productive}, figures)
             self.log.event(step, "checkpoint")
         self.meter.exclude(time.perf_counter() - began)
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int) -> Figures:
         began = time.perf_counter()
         with self.books.spent("validation"):
             figures = self.hooks.validate(self.state.params)
@@ -197,3 +200,4 @@ class Loop:
             if self.hooks.sample is not None:
                 self.log.sample(step, *self.hooks.sample(self.state.params, self.state.rng, step))
         self.meter.exclude(time.perf_counter() - began)
+        return figures

@@ -37,14 +37,14 @@ POLICIES = {
 }
 
 
-def stochastic_round(value: Array, dtype: jnp.dtype, key: Array) -> Array:
-    """fp32 numbers in `dtype`, bfloat16, each rounded up or down with probabilities that keep its mean.
+def stochastic_round(x: Array, key: Array) -> Array:
+    """fp32 to bf16, to one of the two neighbours, so that the expected value is x. What is not finite stays.
 
-    Without, an update below half of a parameter's last place would be lost each time (arXiv:2010.06192, section 4).
+    To the nearest, an update below half of a parameter's last place would be lost each time (arXiv:2010.06192,
+    section 4).
     """
-    if value.dtype == dtype:
-        return value
-    chance = jax.random.bits(key, value.shape, jnp.uint32, out_sharding=jax.typeof(value).sharding) >> 16
-    raised = jax.lax.bitcast_convert_type(value, jnp.uint32) + chance
-    cut = jax.lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
-    return cut.astype(dtype)
+    draws = jax.random.bits(key, x.shape, jnp.uint16, out_sharding=jax.typeof(x).sharding)
+    # bf16 is fp32's upper half: what the lower half and the draw carry over is the chance to go up.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + draws.astype(jnp.uint32)
+    either = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), either, x).astype(jnp.bfloat16)

@@ -11,7 +11,12 @@ from pathways_lm.config.optimizer import warmup_length
 Schedule = Callable[[Array], Array]
 
 
-def make_schedule(config: OptimizerConfig, num_steps: int, tokens_per_step: int = 0) -> Schedule:
+def make_schedule(
+    config: OptimizerConfig,
+    num_steps: int,
+    tokens_per_step: int = 0,
+    tokens_read: Callable[[Array], Array] | None = None,
+) -> Schedule:
     """The rate at update k: the warm-up's share min(1, k / warmup), times the schedule's.
 
     With W steps of warm-up, f the final fraction and N = num_steps:
@@ -25,8 +30,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int, tokens_per_step: int 
     and t within 0 and 1. PaLM's and T5's 1 / sqrt(max(k, 10^4)) is rate 1e-2 and hold 10,000.
 
     Args:
-      tokens_per_step: for a warm-up in tokens, which needs it: every step of the warm-up is taken to read as many. Of a
-        run whose batches grow, that is the first batch's, and the warm-up is right if it ends before they do.
+      tokens_per_step: for a warm-up in tokens, which needs it.
+      tokens_read: of a run whose batches grow, the tokens that the first k steps read. The warm-up then follows these;
+        where a fall begins is still told by `tokens_per_step`.
     """
     rate, hold, final = config.learning_rate, config.hold_steps, config.final_fraction
     warmup = warmup_length(config.warmup_steps, config.warmup_tokens, tokens_per_step)
@@ -35,6 +41,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int, tokens_per_step: int 
 
     def scheduled(k: Array) -> Array:
         share = jnp.minimum(1.0, k / warmup) if warmup else jnp.ones_like(k)
+        if config.warmup_tokens and tokens_read is not None:
+            share = jnp.minimum(1.0, tokens_read(k) / config.warmup_tokens)
         if config.schedule == "rsqrt":
             return rate * share * jnp.minimum(1.0, jnp.sqrt(hold / k))
         if config.schedule == "constant":

@@ -188,11 +188,12 @@ def apply(params: Params, updates: Params, key: Array) -> Params:
     leaves, tree = jax.tree.flatten(params)
     # A stream apart from dropout's and the routers'.
     key = jax.random.fold_in(key, _ROUNDING)
-    summed = [
-        stochastic_round(leaf.astype(jnp.float32) + update, leaf.dtype, jax.random.fold_in(key, number))
-        for number, (leaf, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
-    ]
-    return jax.tree.unflatten(tree, summed)
+    moved = []
+    for number, (leaf, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        summed = leaf.astype(jnp.float32) + update
+        narrow = leaf.dtype != summed.dtype
+        moved.append(stochastic_round(summed, jax.random.fold_in(key, number)) if narrow else summed)
+    return jax.tree.unflatten(tree, moved)
 
 
 def routing_metrics(config: MoEConfig, routing: RouterSums) -> Metrics:

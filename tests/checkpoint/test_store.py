@@ -1,12 +1,19 @@
 """Checkpoints of a small model's state, written from one mesh and read onto others."""
 
+import functools
 import json
+import math
 from typing import Any
 
+import hypothesis
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from hypothesis import strategies
+from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 
+from pathways_lm.checkpoint.retention import Keep
 from pathways_lm.checkpoint.run_folder import write_atomically
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import OptimizerConfig
@@ -120,7 +127,7 @@ def abstract(items):
 
 
 def test_the_last_ones_are_kept(tmp_path, numbers):
-    store = Store(tmp_path, kept=2)
+    store = Store(tmp_path, Keep(2))
     for step in (1, 2, 5, 9):
         store.save(step, jax.tree.map(lambda a, step=step: a + step, numbers), FACTS)
     store.wait()
@@ -129,6 +136,99 @@ def test_the_last_ones_are_kept(tmp_path, numbers):
     step, items, _ = store.restore(abstract(numbers), never)
     assert step == 9
     np.testing.assert_array_equal(items["params"]["w"], [9.0, 10.0])
+    store.close()
+
+
+def test_the_regular_and_the_best_ones_are_kept(tmp_path, numbers):
+    """Losses fall, rise, and fall again; a store knows the figures that the one before it was given."""
+    losses = {10: 5.0, 20: 3.0, 30: math.nan, 40: None, 50: 3.5, 60: 4.0, 70: 3.2, 80: 9.0, 90: 8.0}
+    keep = Keep(last=2, every=40, best=2)
+    for part in ((10, 20, 30, 40), (50, 60, 70, 80, 90)):
+        store = Store(tmp_path, keep)
+        for step in part:
+            figures = None if losses[step] is None else {"loss": losses[step]}
+            store.save(step, jax.tree.map(lambda a, step=step: a + step, numbers), FACTS, figures)
+        store.close()
+    # 40 and 80 as multiples, 20 and 70 as the best, 80 and 90 as the last.
+    assert store.steps() == [20, 40, 70, 80, 90]
+    assert {int(path.stem) for path in (tmp_path / "seals").iterdir()} >= {20, 40, 70, 80, 90}
+    # Each is whole, and is what was saved.
+    readonly = Store(tmp_path, readonly=True)
+    for step in store.steps():
+        found, items, _ = readonly.restore(abstract(numbers), never, at_most=step + 5)
+        assert found == step
+        np.testing.assert_array_equal(items["params"]["w"], [step, step + 1.0])
+    assert readonly.restore(abstract(numbers), never, at_most=19) is None
+
+
+def by_hand(steps, scores, last, every, best):
+    """The rule, told for one checkpoint at a time."""
+    finite = [step for step in steps if scores[step] == scores[step]]
+
+    def stays(step):
+        newer = sum(other > step for other in steps)
+        better = sum((scores[other], -other) < (scores[step], -step) for other in finite)
+        return newer < last or (every and step % every == 0) or (step in finite and better < best)
+
+    return {step for step in steps if stays(step)}
+
+
+@hypothesis.given(
+    scores=strategies.dictionaries(
+        strategies.integers(0, 60), strategies.sampled_from([1.0, 2.0, 3.0, math.inf, math.nan])
+    ),
+    last=strategies.integers(1, 4),
+    every=strategies.integers(0, 12),
+    best=strategies.integers(0, 4),
+)
+def test_which_ones_stay(scores, last, every, best):
+    steps = sorted(scores)
+    kept = Keep(last, every, best).kept(steps, {step: {"loss": score} for step, score in scores.items()})
+    assert kept == by_hand(steps, scores, last, every, best)
+    assert set(steps[-last:]) <= kept
+
+
+def test_a_kept_one_is_checked_like_any_other(tmp_path, numbers):
+    store = Store(tmp_path, Keep(last=1, best=1))
+    for step, loss in ((1, 2.0), (2, 3.0), (3, 4.0)):
+        store.save(step, numbers, FACTS, {"loss": loss})
+    store.wait()
+    assert store.steps() == [1, 3]
+    # The figures by which it is ranked are sealed, too.
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text('{"loss": 1.0}')
+    problems = []
+    with pytest.raises(CheckpointError, match=r"steps 1$"):
+        store.restore(abstract(numbers), lambda *problem: problems.append(problem), at_most=2)
+    assert "file 'metrics/metrics' is not what was written" in problems[0][1]
+    store.close()
+
+
+def test_withdrawn_steps_can_be_done_anew(tmp_path, numbers):
+    store = Store(tmp_path, Keep(5))
+    for step in (1, 2, 3):
+        store.save(step, numbers, FACTS)
+    store.withdraw(after=1)
+    assert store.steps() == [1]
+    assert sorted(path.name for path in (tmp_path / "withdrawn").iterdir()) == ["2-0", "3-0"]
+    store.save(2, jax.tree.map(lambda a: a + 7, numbers), FACTS)
+    store.wait()
+    step, items, _ = store.restore(abstract(numbers), never)
+    assert step == 2
+    np.testing.assert_array_equal(items["params"]["w"], [7.0, 8.0])
+    store.close()
+
+
+def test_a_store_that_marks_what_is_whole(tmp_path, numbers, monkeypatch):
+    """As in a bucket, which cannot rename: checkpoints are written where they stay, and a file is added at the end."""
+    options = functools.partial(ocp.CheckpointManagerOptions, temporary_path_class=CommitFileTemporaryPath)
+    monkeypatch.setattr("pathways_lm.checkpoint.store.ocp.CheckpointManagerOptions", options)
+    store = Store(tmp_path, Keep(2))
+    for step in (1, 2, 3):
+        store.save(step, numbers, FACTS)
+    store.wait()
+    assert store.steps() == [2, 3]
+    assert store.restore(abstract(numbers), never)[0] == 3
+    assert (tmp_path / "checkpoints" / "3" / "commit_success.txt").is_file()
     store.close()
 
 
@@ -163,7 +263,7 @@ def test_there_is_a_seal_whenever_there_is_a_checkpoint(tmp_path, numbers, monke
         seen.append((path.name, [checkpoint.name for checkpoint in (tmp_path / "checkpoints").iterdir()]))
         write_atomically(path, content)
 
-    monkeypatch.setattr("pathways_lm.checkpoint.store.write_atomically", watched)
+    monkeypatch.setattr("pathways_lm.checkpoint.seals.write_atomically", watched)
     store = Store(tmp_path)
     store.save(7, numbers, FACTS)
     store.close()
@@ -199,7 +299,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_seen(tmp_path, numbers):
 
 
 def test_all_damaged(tmp_path, numbers):
-    store = Store(tmp_path, kept=2)
+    store = Store(tmp_path, Keep(2))
     for step in (1, 2):
         store.save(step, numbers, FACTS)
     store.wait()
@@ -217,7 +317,7 @@ def test_all_damaged(tmp_path, numbers):
 def test_a_damaged_one_makes_room_for_itself(tmp_path, numbers, again):
     """Set aside, under a name of its own each time, it can be written again."""
     for attempt in range(again):
-        store = Store(tmp_path, kept=2)
+        store = Store(tmp_path, Keep(2))
         store.save(1, numbers, FACTS)
         store.save(2, numbers, FACTS)
         store.wait()

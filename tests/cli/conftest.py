@@ -99,13 +99,17 @@ class Micro:
 
     @staticmethod
     def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
-        """Everything in a checkpoint, by path: parameters, optimizer, step and key."""
+        """Every array in a checkpoint, by item and path: parameters, optimizer, step, key and what else there is."""
         found = {}
-        for item in ("params", "training"):
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.restore(run.absolute() / "checkpoints" / str(step) / item)
+        for metadata in sorted((run.absolute() / "checkpoints" / str(step)).glob("*/_METADATA")):
+            item = metadata.parent
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                # As numpy's: this process need not have the devices of those that wrote them.
+                tree = checkpointer.metadata(item).item_metadata.tree
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                tree = checkpointer.restore(item, args=ocp.args.PyTreeRestore(restore_args=how))
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                found[f"{item}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+                found[f"{item.name}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
         return found
 
     def assert_same_bits(self, run: Path, other: Path, step: int = 60) -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_compile")
         ("optimizer.learning_rate=0", ["optimizer.learning_rate", "above 0"]),
         ("optimizer.learning_rate=-1e-3", ["optimizer.learning_rate", "above 0"]),
         ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "a number", "'fast'"]),
-        ("optimizer.name=adamx", ["optimizer.name", "did you mean 'adamw'"]),
+        ("optimizer.name=adanw", ["optimizer.name", "did you mean 'adamw'"]),
         ("optimizer.name=adam", ["optimizer.weight_decay=1.0", "'adamw'"]),
         ("optimizer.warmup_steps=1000", ["optimizer.warmup_steps=1000", "train.num_steps"]),
         ("optimizer.warmup_tokens=1000000000", ["optimizer.warmup_tokens=1000000000", "train.num_steps"]),

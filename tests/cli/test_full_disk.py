@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -67,3 +68,60 @@ def test_full_disk(micro, trained, tmp_path, free):
     assert 60 in micro.steps(trained)
     assert micro.main(*micro.train(trained, "train.num_steps=90")) == 0
     assert micro.steps(trained)[-1] == 90
+
+
+READ_ONLY = """
+mkdir -p {run}/checkpoints
+mount --bind {run}/checkpoints {run}/checkpoints
+{train} & pid=$!
+until test -d {run}/checkpoints/20; do sleep 0.05; kill -0 $pid || break; done
+# Not while a file there is being written.
+until mount -o remount,bind,ro {run}/checkpoints 2>/dev/null; do sleep 0.05; done
+wait $pid; echo $? > {out}/code
+ls {run}/checkpoints > {out}/left
+"""
+
+
+@pytest.mark.slow
+def test_read_only(micro, tmp_path):
+    """Checkpoints can't be written any more, also not by root: their folder is mounted anew while a run goes on."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    out.mkdir()
+    command = micro.train(run, "train.num_steps=100000")
+    train = " ".join(f"'{word}'" for word in [sys.executable, "-m", "pathways_lm", *command, "--cpu-devices", "1"])
+    script = READ_ONLY.format(run=run, out=out, train=train)
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    if not (out / "code").exists():
+        pytest.skip(f"no mount of one's own on this machine: {done.stderr}")
+    assert (out / "code").read_text() == "2\n", done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("pathways-lm: ")]
+    assert f"could not be written to '{run / 'checkpoints'}'" in line
+    assert "Read-only file system" in line
+    assert "Traceback" not in done.stderr
+    last = micro.steps(run)[-1]
+    assert str(last) in (out / "left").read_text().split()
+    # Nothing that was written is lost: it goes on from there.
+    assert micro.main(*micro.train(run, f"train.num_steps={last + 1}")) == 0
+    assert micro.steps(run)[-1] == last + 1
+
+
+def test_the_folder_of_checkpoints_is_gone(micro, tmp_path):
+    """A file in its place, as when a disk under it went away; the run was started before."""
+    run, aside = tmp_path / "run", tmp_path / "aside"
+    with micro.start(*micro.train(run, "train.num_steps=100000")) as process:
+        while 20 not in micro.steps(run):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        (run / "checkpoints").rename(aside)
+        (run / "checkpoints").write_text("")
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    [line] = err.splitlines()
+    assert line.startswith("pathways-lm: checkpoint ")
+    assert f"could not be written to '{run / 'checkpoints'}'" in line
+    (run / "checkpoints").unlink()
+    aside.rename(run / "checkpoints")
+    last = micro.steps(run)[-1]
+    assert last >= 20
+    assert micro.main(*micro.train(run, f"train.num_steps={last + 1}")) == 0
+    assert micro.steps(run)[-1] == last + 1

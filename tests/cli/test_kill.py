@@ -1,67 +1,25 @@
 """A run that is ended and started again ends where one ends that was left alone, in every bit."""
 
+import importlib.util
 import random
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-
-def wait_for(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    """Returns as soon as it happened; fails where the process ends before."""
-    while not happened():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.001)
-
-
-def logged(run: Path, step: int) -> Callable[[], bool]:
-    """Whether the figures of `step` or a later one are in metrics.jsonl."""
-    metrics = run / "metrics.jsonl"
-
-    def happened() -> bool:
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        return any(f'"step": {number},' in line for line in lines for number in range(step, 61) if "train" in line)
-
-    return happened
-
-
-def writing(run: Path, step: int) -> Callable[[], bool]:
-    """Whether a checkpoint of `step` or a later one has been begun, counting those that are not there yet."""
-    folder = run / "checkpoints"
-    old = set(folder.glob("*"))
-    return lambda: any(int(path.name.partition(".")[0]) >= step for path in set(folder.glob("*")) - old)
-
-
-def kill_at_random(micro, run: Path, draw: random.Random, kills: int) -> None:
-    """Kills while training starts, between two steps, and while a checkpoint is written, in turn."""
-    for number in range(kills):
-        step = 55 * (number + 1) // kills
-        before = micro.steps(run)
-        with micro.start(*micro.train(run, "train.checkpoint_every=5"), stderr=subprocess.DEVNULL) as process:
-            try:
-                if number % 3 == 0:
-                    # On a fast machine, some of these seconds would be enough to come to the end.
-                    at, reached = time.monotonic() + draw.uniform(0.2, 8), logged(run, step)
-                    wait_for(process, lambda at=at, reached=reached: time.monotonic() >= at or reached())
-                else:
-                    wait_for(process, (logged, writing)[number % 3 - 1](run, step))
-                    time.sleep(draw.uniform(0, 0.05))
-            finally:
-                process.kill()
-        assert process.returncode == -signal.SIGKILL
-        # Finished checkpoints stay, but for those that made room for newer ones.
-        after = micro.steps(run)
-        assert len(after) >= min(len(before), 2)
-        assert after[-1:] >= before[-1:]
+THERE = importlib.util.spec_from_file_location("kill_many", Path(__file__).parent / "kill_many.py")
+kill_many = importlib.util.module_from_spec(THERE)
+THERE.loader.exec_module(kill_many)
+wait_for, logged = kill_many.wait_for, kill_many.logged
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_sigkill(micro, undisturbed, tmp_path, kills):
     run = tmp_path / "run"
-    kill_at_random(micro, run, random.Random(kills), kills)
+    line = micro.train(run, "train.checkpoint_every=5")
+    start = lambda: micro.start(*line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: E731
+    kill_many.kill_at_random(start, run, random.Random(kills), kills, 60)
     at = micro.steps(run)[-1]
     last = micro.call(*micro.train(run, "train.checkpoint_every=5"))
     assert last.returncode == 0, last.stderr

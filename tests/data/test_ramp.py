@@ -1,10 +1,14 @@
 """Batch sizes over a run, against the papers' figures."""
 
+from functools import partial
+
+import jax.numpy as jnp
 import pytest
 
-from pathways_lm.config import DataConfig
+from pathways_lm.config import DataConfig, OptimizerConfig
 from pathways_lm.data.ramp import make_ramp
 from pathways_lm.errors import ConfigError
+from pathways_lm.train.schedule import make_schedule
 
 
 def ramp(text, batch_size, length=2048):
@@ -30,6 +34,25 @@ def test_mt_nlg():
     assert last.first_row * 2048 == pytest.approx(12e9, rel=0.01)
     each = [b.first_row - a.first_row for a, b in zip(mt_nlg.stretches, mt_nlg.stretches[1:], strict=False)]
     assert max(each) - min(each) < 1920
+
+
+@pytest.mark.parametrize("text", ["", "512x7,1024x5", "32+32/1e6"])
+def test_tokens_read(text):
+    """As counted step by step."""
+    made = ramp(text, 2048 if "x" in text else 256, length=16)
+    counted = 0
+    for step in range(60):
+        assert float(made.tokens_read(16, jnp.float32(step))) == counted
+        counted += 16 * made.batch_size(step)
+
+
+def test_a_warm_up_in_tokens_follows_the_ramp():
+    """MT-NLG warms up over tokens while its batches grow: half of them, half of the rate."""
+    made = ramp("2x100,4x100", 8, length=10)
+    config = OptimizerConfig(schedule="constant", learning_rate=1.0, warmup_tokens=8000)
+    schedule = make_schedule(config, 1000, 80, partial(made.tokens_read, 10))
+    rates = [float(schedule(jnp.int32(k))) for k in (50, 100, 200, 225, 300)]
+    assert rates == pytest.approx([1000 / 8000, 2000 / 8000, 6000 / 8000, 1.0, 1.0])
 
 
 def test_none():

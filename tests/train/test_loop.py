@@ -55,7 +55,7 @@ class Stage:
         self.happened.append((what, step))
 
     # The store.
-    def save(self, step, items, facts):
+    def save(self, step, items, facts, figures=None):
         self.now += SAVE_SECONDS
         self.happened.append(("save", step))
 

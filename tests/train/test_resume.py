@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from pathways_lm.checkpoint.retention import Keep
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import OptimizerConfig, TrainConfig
 from pathways_lm.data.objectives import causal
@@ -64,13 +65,13 @@ def test_resumed_equals_uninterrupted(make, make_loop, tmp_path, optimizer, layo
         feed = batches(int(state.step), model.rules("batch", None))
         return jax.device_get(make_loop(config, state, step, feed, store, log, workload, hooks, ROWS).run()[0])
 
-    store, whole = Store(tmp_path, kept=5), Rows()
+    store, whole = Store(tmp_path, Keep(5)), Rows()
     expected = go(initial_state(model, transformation, 0), store, whole)
     store.close()
     # As a kill after the checkpoint of step 4 leaves it.
     for later in (8, 9):
         shutil.rmtree(tmp_path / "checkpoints" / str(later))
-    store, rest = Store(tmp_path, kept=5), Rows()
+    store, rest = Store(tmp_path, Keep(5)), Rows()
     restored = store.restore(
         to_items(abstract_state(model, transformation)), lambda *problem: pytest.fail(str(problem))
     )

@@ -122,7 +122,7 @@ class World:
 
     # the store
 
-    def save(self, step, items, facts):
+    def save(self, step, items, facts, figures):
         self.saved[step] = (items, facts)
         for old in sorted(self.saved)[:-5]:
             del self.saved[old]

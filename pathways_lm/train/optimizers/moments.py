@@ -9,6 +9,7 @@ from jax import Array
 
 from pathways_lm.models.model import Params
 from pathways_lm.train.optimizers.adafactor import Factored
+from pathways_lm.train.precision import stochastic_round
 
 
 class RoundedState(NamedTuple):
@@ -41,15 +42,6 @@ def rounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
         return updates, RoundedState(state.step + 1, narrow)
 
     return optax.GradientTransformation(init, update)
-
-
-def stochastic_round(x: Array, key: Array) -> Array:
-    """fp32 to bf16, to one of the two neighbours, so that the expected value is x. What is not finite stays."""
-    draws = jax.random.bits(key, x.shape, jnp.uint16, out_sharding=jax.typeof(x).sharding)
-    # bf16 is fp32's upper half: what the lower half and the draw carry over is the chance to go up.
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + draws.astype(jnp.uint32)
-    either = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), either, x).astype(jnp.bfloat16)
 
 
 def _moments(change: Any, state: Any) -> Any:
