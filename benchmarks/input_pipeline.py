@@ -89,7 +89,7 @@ def writing(data: DataConfig, vocab_size: int, out: Path, repeats: int) -> dict[
         for workers in (1, 2):
             reports: list[tuple[float, Advance]] = []
             began = time.perf_counter()
-            folder = out if repeat + workers == 1 + 1 else out.with_name(f"{repeat}-{workers}")
+            folder = out if (repeat, workers) == (0, 1) else out.with_name(f"{repeat}-{workers}")
             write_cache(folder, plan, workers, lambda each, kept=reports: kept.append((time.perf_counter(), each)))
             ended = time.perf_counter()
             tokens = sum(advance.tokens for _, advance in reports)
