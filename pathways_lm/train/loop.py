@@ -150,11 +150,13 @@ def run(
                     meter.exclude(time.perf_counter() - began)
                 PULSE.beat(step)
                 if stopping and not last:
-                    store.wait()
+                    with PULSE.doing("checkpoint"):
+                        store.wait()
                     assert stop.signal is not None
                     log.event(step, "stop", f"signal {stop.signal}")
                     return state, stop.signal
-            store.wait()
+            with PULSE.doing("checkpoint"):
+                store.wait()
             log.event(config.num_steps, "stop", "all steps done")
     except OSError as error:
         raise CheckpointError(
