@@ -113,9 +113,14 @@ def test_launched_as_several(environment, several):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What jax.distributed.initialize is called with."""
+    """What jax.distributed.initialize is called with, besides a heartbeat that tells a loss within a minute."""
     seen = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: seen.append(args))
+
+    def initialize(*args, heartbeat_timeout_seconds):
+        assert heartbeat_timeout_seconds < 60
+        seen.append(args)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     return seen
 
 

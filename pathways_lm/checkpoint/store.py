@@ -87,14 +87,6 @@ class Store:
         finally:
             self._manager.close()
 
-    def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps."""
-        self.wait()
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
-        self._manager.reload()
-
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
         # The manager's own list has those whose writing failed, too.

@@ -38,11 +38,11 @@ class Restorer:
             undone = [each for each in self._rewinds.done[len(saved["skips"]) :] if each.restored < step]
             if not undone:
                 return from_items(items), saved
-            self._store.drop_after(min(each.restored for each in undone))
+            self._store.withdraw(min(each.restored for each in undone))
 
     def back_to(self, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint not behind `step`; all later ones are dropped."""
-        self._store.drop_after(step)
+        """The newest checkpoint not behind `step`; all later ones are put aside."""
+        self._store.withdraw(step)
         state, saved = self.newest()
         if state is None or saved is None:
             raise CheckpointError(f"there is no whole checkpoint up to step {step} in '{self._store.folder}'")

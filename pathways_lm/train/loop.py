@@ -76,7 +76,7 @@ class Loop:
     spikes: Spikes
     rewinds: Rewinds
     restore: Callable[[int], tuple[TrainState, dict[str, Any]]]
-    """The newest checkpoint not behind a step, all later ones dropped: its state and facts."""
+    """The newest checkpoint not behind a step, all later ones put aside: its state and facts."""
     first: bool = True
     """Whether this process writes files."""
 
@@ -113,11 +113,11 @@ class Loop:
                 self._save(step, figures)
             PULSE.beat(step)
             if stopping and step < config.num_steps:
-                self.store.wait()
+                self._finish_saving()
                 assert stop.signal is not None
                 self.log.event(step, "stop", f"signal {stop.signal}")
                 return stop.signal
-        self.store.wait()
+        self._finish_saving()
         self.log.event(config.num_steps, "stop", "all steps done")
         return None
 
@@ -168,7 +168,7 @@ class Loop:
                 f"step {spike} is spike {config.spikes_allowed + 1} of the loss ({loss:.3f}); train.spikes_allowed="
                 f"{config.spikes_allowed}: lower optimizer.learning_rate, or raise train.spike_threshold"
             )
-        self.store.wait()
+        self._finish_saving()
         target = max(spike - 1 - config.spike_rewind, 0)
         restored = max(step for step in self.store.steps() if step <= target)
         at = max(restored, target)
@@ -191,6 +191,10 @@ class Loop:
             self.store.save(step, to_items(self.state), {**facts, "productive_seconds": productive}, figures)
             self.log.event(step, "checkpoint")
         self.meter.exclude(time.perf_counter() - began)
+
+    def _finish_saving(self) -> None:
+        with self.books.spent("checkpoint"):
+            self.store.wait()
 
     def _validate(self, step: int) -> Figures:
         began = time.perf_counter()
