@@ -3,6 +3,7 @@
 import argparse
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from pathways_lm.data.cache import TRAIN, Corpus, prepare
 from pathways_lm.data.course import Course
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import check_lengths, make_objective
-from pathways_lm.data.ramp import Ramp, check_ramp, make_ramp
+from pathways_lm.data.ramp import Ramp, check_ramp, make_ramp, microbatches
 from pathways_lm.errors import UserError
 from pathways_lm.mesh import join_processes, make_mesh
 from pathways_lm.models.batch import Batch
@@ -147,8 +148,6 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     if step:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
     log.event(step, "resume" if step else "start", "; ".join(changes))
-    update = make_step(model, optimizer, schedule, train)
-
     PULSE.beat(step)
     traces = folder.path / f"hang-process-{jax.process_index()}.txt"
     stack.enter_context(Watchdog(train.watchdog_seconds, traces, log.event))
@@ -156,6 +155,9 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     @cache
     def step_for(batch_size: int) -> Any:
         since = time.perf_counter()
+        update = make_step(
+            model, optimizer, schedule, replace(train, microbatches=microbatches(experiment, batch_size))
+        )
         with books.spent("compile"):
             compiled = compile_step(update, model, optimizer, loader.example(batch_size))
         rows = f" for batches of {batch_size}" if len(ramp.sizes) > 1 else ""

@@ -84,15 +84,23 @@ def make_ramp(config: DataConfig) -> Ramp:
     return Ramp(tuple(stretches))
 
 
+def microbatches(experiment: Experiment, batch_size: int) -> int:
+    """Parts of a batch on the way to the full size: in proportion, so that a part stays as large, but at least one."""
+    return max(experiment.train.microbatches * batch_size // experiment.data.batch_size, 1)
+
+
 def check_ramp(experiment: Experiment, ramp: Ramp, rules: Rules) -> None:
     """Raises ConfigError where a batch on the way does not divide into microbatches over the devices."""
-    devices, parts = rules.parts("batch"), experiment.train.microbatches
+    told = f"data.batch_ramp='{experiment.data.batch_ramp}'"
+    devices = rules.parts("batch")
     for size in ramp.sizes:
+        parts = microbatches(experiment, size)
         if size % (devices * parts):
-            of = f"train.microbatches={parts} x the {devices} devices that share a batch"
+            of = f"{parts} microbatches x the {devices} devices that share a batch"
+            raise ConfigError(f"{told}: {size} is not divisible by {of}; multiples of {devices * parts} are")
+        if parts < rules.stages:
             raise ConfigError(
-                f"data.batch_ramp='{experiment.data.batch_ramp}': {size} is not divisible by {of}; "
-                f"multiples of {devices * parts} are"
+                f"{told}: batches of {size} have {parts} microbatches, and mesh.stage={rules.stages} needs as many"
             )
 
 

@@ -5,9 +5,11 @@ from functools import partial
 import jax.numpy as jnp
 import pytest
 
-from pathways_lm.config import DataConfig, OptimizerConfig
-from pathways_lm.data.ramp import make_ramp
+from pathways_lm.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pathways_lm.data.ramp import check_ramp, make_ramp, microbatches
 from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import make_mesh
+from pathways_lm.sharding import rules_of
 from pathways_lm.train.schedule import make_schedule
 
 
@@ -58,6 +60,38 @@ def test_a_warm_up_in_tokens_follows_the_ramp():
 def test_none():
     assert ramp("", 8).sizes == (8,)
     assert ramp("", 8).first_row(10**6) == 8 * 10**6
+
+
+def small(ramp, batch_size, microbatches, **mesh):
+    model = ModelConfig(num_layers=4, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=16, vocab_size=260)
+    data = DataConfig(batch_ramp=ramp, batch_size=batch_size)
+    train = TrainConfig(num_steps=10, microbatches=microbatches)
+    experiment = Experiment(name="x", model=model, data=data, train=train, mesh=MeshConfig(**mesh))
+    return experiment, rules_of(experiment.mesh, make_mesh(experiment.mesh))
+
+
+def test_microbatches_stay_as_large():
+    experiment, rules = small("8x5,16x5", 64, 8, data=8)
+    assert [microbatches(experiment, size) for size in (8, 16, 64)] == [1, 2, 8]
+    check_ramp(experiment, make_ramp(experiment.data), rules)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "mesh", "said"),
+    [
+        (
+            "12x5",
+            {"data": 8},
+            "12 is not divisible by 1 microbatches x the 8 devices that share a batch; multiples",
+        ),
+        ("16x5", {"data": 2, "stage": 4}, "batches of 16 have 2 microbatches, and mesh.stage=4 needs as many"),
+    ],
+)
+def test_ramps_that_do_not_divide(ramp, mesh, said):
+    experiment, rules = small(ramp, 64, 8, **mesh)
+    with pytest.raises(ConfigError) as told:
+        check_ramp(experiment, make_ramp(experiment.data), rules)
+    assert said in str(told.value)
 
 
 @pytest.mark.parametrize(
