@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-EASY, HARD = "arithmetic", "language_names"
+EASY, HARD = "arithmetic", "spelling"
 CONFIG = "configs/palm/tiny.py"
-STEPS = 800
+STEPS = 500
 SMALL = (
     *("model.num_layers=2", "model.embed_dim=96", "model.num_heads=4", "model.head_dim=24", "model.mlp_dim=256"),
     *("model.vocab_size=1024", "data.sequence_length=64", "data.batch_size=16", f"train.num_steps={STEPS}"),
