@@ -12,6 +12,8 @@ CHANGING = (
 )
 STEPS = 36
 
+pytestmark = pytest.mark.slow
+
 
 def train(micro, run, steps, *settings):
     """Up to so many steps, on eight devices."""

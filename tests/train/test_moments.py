@@ -120,7 +120,7 @@ def test_without_momentum_there_is_none(tiny):
     assert kept < 0.1 * sum(leaf.size for leaf in jax.tree.leaves(model.abstract))
 
 
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("offload", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", [FACTORED, replace(MUON, moments="bfloat16")], ids=["factored", "muon in bf16"])
 def test_saved_and_restored(tiny, tmp_path, config, offload):
     """Two steps, a checkpoint, two more; against four. On eight devices, with the state in either memory."""
