@@ -82,7 +82,7 @@ def losses_alone(micro, tmp_path_factory):
     return micro.losses(run)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_lost_process(micro, tmp_path, losses_alone, victim):
     """Killed by the system, the first, which the others depend on, or another. One process goes on alone."""
     run = tmp_path / "run"

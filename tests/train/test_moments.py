@@ -81,7 +81,7 @@ def alone(tiny, draw):
     return get
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
 @pytest.mark.parametrize("config", [FACTORED, MUON], ids=["factored", "muon"])
 def test_same_on_eight_devices(tiny, draw, alone, config, zero):
     """Parameters and every moment."""
