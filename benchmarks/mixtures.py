@@ -15,14 +15,14 @@ from pathlib import Path
 
 EASY, HARD = "arithmetic", "spelling"
 CONFIG = "configs/palm/tiny.py"
-STEPS = 500
+STEPS = 300
 SMALL = (
     *("model.num_layers=2", "model.embed_dim=96", "model.num_heads=4", "model.head_dim=24", "model.mlp_dim=256"),
     *("model.vocab_size=1024", "data.sequence_length=64", "data.batch_size=16", f"train.num_steps={STEPS}"),
     *("data.objective=text_to_text", "data.inputs=causal", "data.mixture=text_to_text", "sample.num_tokens=4"),
     *("optimizer.hold_steps=100", "train.log_every=10", "train.eval_every=50", f"train.checkpoint_every={STEPS}"),
 )
-FIXED = (0.1, 0.25, 0.5, 0.75, 0.9)
+FIXED = (0.25, 0.5, 0.75)
 RESULTS = Path(__file__).parent / "results" / "mixtures.json"
 
 
