@@ -170,11 +170,19 @@ class Loop:
             )
         self._finish_saving()
         target = max(spike - 1 - config.spike_rewind, 0)
-        restored = max(step for step in self.store.steps() if step <= target)
+        reached = [step for step in self.store.steps() if step <= target]
+        if not reached:
+            raise TrainingError(
+                f"step {spike} is a spike of the loss ({loss:.3f}), and no checkpoint up to step {target} is left to "
+                "go back to; raise train.checkpoints_kept, or lower train.spike_rewind"
+            )
+        restored = max(reached)
         at = max(restored, target)
         rows = config.spike_skip * self.course.batch_size(at)
         self.rewinds.add(Rewind(spike, restored, at, rows), write=self.first)
         self.state, facts = self.restore(restored)
+        # That of an earlier step, where the one meant is damaged.
+        restored = int(self.state.step)
         self.meter.forget()
         self.spikes.restore(facts["spikes"])
         self.course.go_back(restored, facts, self.rewinds.skips)

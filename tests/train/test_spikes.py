@@ -208,3 +208,19 @@ def test_updates_that_stay_not_finite(run):
     with pytest.raises(TrainingError, match=r"the last 7 updates, up to step 27, were not finite \(loss nan"):
         loop.run()
     assert [at for at, what, _ in world.events if what == "skipped"] == list(range(21, 28))
+
+
+def test_no_checkpoint_to_go_back_to(run):
+    """As after a run that was begun without looking for spikes."""
+    world, loop = run({200})
+    world.steps = lambda: [150, 200]
+    with pytest.raises(TrainingError, match=r"step 201 is a spike .* no checkpoint up to step 140 is left"):
+        loop.run()
+
+
+def test_a_damaged_checkpoint_is_passed_over(run):
+    """What is restored tells where training goes on, not what was asked for."""
+    world, loop = run({200})
+    loop.restore = lambda step: world.restore(50)
+    state, _ = loop.run()
+    assert list(state.params["learned"]) == [*range(140), *range(220, 480)]
