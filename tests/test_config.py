@@ -325,3 +325,13 @@ def test_every_field_is_read():
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = [f"{name}.{field}" for name, field in FIELDS if field not in read]
     assert unread == []
+
+
+def test_kept_checkpoints_reach_back_over_a_spike():
+    """Two intervals of 50 steps do not hold 100 steps, the patience of 5 and two rows of 10."""
+    train = {"spike_threshold": 8.0, "spike_rewind": 100, "log_every": 10, "checkpoint_every": 50}
+    values = to_dict(experiment())
+    values["train"] = {**values["train"], **train, "checkpoints_kept": 3}
+    assert "reach back 100 steps, and train.spike_rewind=100 needs 125; keep 4" in refusal(from_dict, values)
+    values["train"]["checkpoints_kept"] = 4
+    assert from_dict(values).train.checkpoints_kept == 4
