@@ -29,6 +29,7 @@ STOREYS = [
     {"evaluate", "report", "convert"},
     {"plan"},
     {"configure"},
+    {"language_model"},
     {"cli"},
     {"__main__"},
 ]

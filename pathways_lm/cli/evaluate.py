@@ -4,18 +4,18 @@ import argparse
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
-from pathways_lm.cli.trained import load_trained
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import make_objective
 from pathways_lm.errors import CheckpointError
 from pathways_lm.evaluate.perplexity import Perplexity
+from pathways_lm.language_model import load
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Prints nats per token and bits per byte, with general compressors on the same text beside them."""
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
-    trained = load_trained(arguments.run, arguments.overrides)
+    trained = load(arguments.run, arguments.overrides)
     data = trained.experiment.data
     corpus = prepare(data, trained.experiment.model.vocab_size)
     if corpus.vocabulary.fingerprint != trained.vocabulary.fingerprint:

@@ -7,10 +7,10 @@ import jax
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
-from pathways_lm.cli.trained import load_trained
 from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
+from pathways_lm.language_model import load
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -21,7 +21,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
     sampler = Sampler(arguments.temperature, arguments.top_k, arguments.top_p)
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
-    trained = load_trained(arguments.run, arguments.overrides)
+    trained = load(arguments.run, arguments.overrides)
     vocabulary = trained.vocabulary
     generator = Generator(trained.model, vocabulary.size, vocabulary.eod_id, trained.experiment.data.sequence_length)
     prompts = [vocabulary.encode(prompt) for prompt in arguments.prompt]

@@ -10,9 +10,9 @@ import numpy as np
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
-from pathways_lm.cli.trained import Trained, load_trained
 from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError, UserError
+from pathways_lm.language_model import LanguageModel, load
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.block import Out
 
@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.answer and folder.experiment().model.shape != "encoder_decoder":
         raise ConfigError("--answer is what a decoder says of what an encoder read; this run has one tower")
     prepare_devices(arguments, folder.experiment().data.cache_dir)
-    trained = load_trained(arguments.run, arguments.overrides)
+    trained = load(arguments.run, arguments.overrides)
     looks, routes = look(trained, arguments.prompt, arguments.answer)
     path = Path(arguments.out or folder.path / "inspect.html")
     subtitle = f"step {trained.step:,} · {arguments.prompt!r}"
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def look(trained: Trained, prompt: str, answer: str) -> tuple[list["Looks"], list["Routes"]]:
+def look(trained: LanguageModel, prompt: str, answer: str) -> tuple[list["Looks"], list["Routes"]]:
     """What every layer tells of the prompt; of an encoder-decoder, also of the answer that it is given to write."""
     from pathways_lm.report.maps import Looks, Routes
 
@@ -78,7 +78,7 @@ def look(trained: Trained, prompt: str, answer: str) -> tuple[list["Looks"], lis
     return looks, routes
 
 
-def _check_length(trained: Trained, length: int) -> None:
+def _check_length(trained: LanguageModel, length: int) -> None:
     model = trained.model.config
     limit = model.max_length if model.positions == "learned" else trained.experiment.data.sequence_length
     if length > limit:
@@ -92,7 +92,7 @@ def _sparse(config: ModelConfig, told: Out) -> list[int]:
     return [repeat * moe.every + moe.offset % moe.every for repeat in range(len(told.gates_BLE))]
 
 
-def _names(trained: Trained) -> Callable[[list[int]], list[str]]:
+def _names(trained: LanguageModel) -> Callable[[list[int]], list[str]]:
     """Tokens as they may be read: spaces and ends visible."""
     vocabulary = trained.vocabulary
 

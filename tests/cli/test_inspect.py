@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.cli.inspect import look
-from pathways_lm.cli.trained import load_trained
+from pathways_lm.language_model import load
 
 SWITCH = """
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_pixels_are_the_weights(micro, trained):
     """The square root of a weight is how dark its pixel is; nothing is seen of what comes later."""
     assert micro.main("inspect", str(trained), "--prompt", PROMPT) == 0
     page = (trained / "inspect.html").read_text()
-    looks, _ = look(load_trained(str(trained), []), PROMPT, "")
+    looks, _ = look(load(str(trained), []), PROMPT, "")
     weights = looks[0].weights_LNTS
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     assert not np.triu(weights, 1).any()
@@ -69,7 +69,7 @@ def test_page_of_a_pair(micro, pair, capfd):
     assert page.count("<img") == 3 * 2 * (1 + 8)
     for title in ("Encoder: attention", "Decoder: attention to the encoder", "Encoder: experts", "Decoder: experts"):
         assert f"<h2>{title}</h2>" in page
-    trained = load_trained(str(pair), [])
+    trained = load(str(pair), [])
     looks, routes = look(trained, PROMPT, "are")
     T, S = 1 + len(trained.vocabulary.encode("are")), len(trained.vocabulary.encode(PROMPT)) + 1
     assert [one.weights_LNTS.shape for one in looks] == [(2, 8, S, S), (2, 8, T, T), (2, 8, T, S)]
@@ -97,7 +97,7 @@ def test_refused(undisturbed, refused, arguments, words):
 
 def test_what_other_commands_say_of_a_pair(micro, pair, capfd):
     """It is loaded onto one device, continues nothing, and has a loss, but no bits of a text's bytes."""
-    assert load_trained(str(pair), []).model.rules.mesh.size == 1
+    assert load(str(pair), []).model.rules.mesh.size == 1
     assert micro.main("generate", str(pair), "--prompt", PROMPT) == 2
     message = capfd.readouterr().err
     assert message.count("\n") == 1 and "model.shape='encoder_decoder'" in message

@@ -1,0 +1,113 @@
+"""A trained run, loaded to be used: `pathways_lm.load(run)`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+
+from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.checkpoint.store import Store
+from pathways_lm.config import Experiment
+from pathways_lm.configure import override
+from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
+from pathways_lm.decode.form import Form, form_of
+from pathways_lm.decode.generate import Generator
+from pathways_lm.decode.sampling import Sampler
+from pathways_lm.errors import CheckpointError
+from pathways_lm.mesh import make_mesh
+from pathways_lm.models.model import Model, Params
+from pathways_lm.sharding import check_fit, rules_of, whole_sequences
+
+# One device serves a prompt best; more are asked for with --set mesh.tensor=4.
+ONE_DEVICE = ("mesh.pod=1", "mesh.data=1", "mesh.expert=1", "mesh.stage=1", "mesh.context=1", "mesh.tensor=1")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was written after a prompt."""
+
+    text: str
+    tokens: list[int]
+    """Without the end, and up to where a stop string begins."""
+    log_probs: list[float]
+    """Of each of `tokens`, by the model itself, whatever was drawn from."""
+    why: str
+    """What ended it: `end`, `stop` or `length`."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The newest checkpoint of a run, and what belongs to it."""
+
+    experiment: Experiment
+    model: Model
+    params: Params
+    vocabulary: Vocabulary
+    step: int
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence."""
+        return self.experiment.data.sequence_length
+
+    @cached_property
+    def form(self) -> Form:
+        """How it is given a prompt."""
+        return form_of(self.experiment.data, self.vocabulary.size, self.vocabulary.eod_id)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What continues ids; programs that it has compiled stay with it."""
+        return Generator(self.model, self.vocabulary.size, self.vocabulary.eod_id, self.context)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampler: Sampler | None = None,
+        num_tokens: int = 200,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Continuation]:
+        """Continues each prompt until the end, one of the `stop` strings, or after `num_tokens`."""
+        raise NotImplementedError
+
+    def stream(self, prompts: Sequence[str], sampler: Sampler, num_tokens: int, seed: int = 0) -> Iterator[list[int]]:
+        """The next token of every prompt, until all have ended."""
+        ids = [self.vocabulary.encode(prompt) for prompt in prompts]
+        self.generator.room(ids)
+        for step in self.generator.stream(self.params, ids, sampler, num_tokens, jax.random.key(seed)):
+            yield step.tolist()
+
+
+def load(run: str, overrides: Sequence[str] = ()) -> LanguageModel:
+    """Loads a run folder, by default onto one device.
+
+    Args:
+      overrides: as of the command line, `mesh.tensor=4`.
+
+    Raises CheckpointError for a folder without a run or a checkpoint, and for a vocabulary that is not the model's.
+    """
+    folder = RunFolder(run)
+    experiment = override(folder.experiment(), [*ONE_DEVICE, *overrides])
+    # What is asked of a trained run is of any length.
+    rules = whole_sequences(rules_of(experiment.mesh, make_mesh(experiment.mesh)))
+    check_fit(experiment, rules)
+    place = folder.checkpoints_at(experiment)
+    if not (place / "checkpoints").is_dir():
+        raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
+    vocabulary = load_vocabulary(str(folder.vocabulary), experiment.model.vocab_size - experiment.data.extra_ids)
+    model = Model(experiment.model, rules)
+    store = Store(place, readonly=True)
+    restored = store.restore({"params": model.abstract}, lambda step, problem: print(problem, file=sys.stderr))
+    store.close()
+    if restored is None:
+        raise CheckpointError(f"run folder '{folder.path}' has no checkpoint yet")
+    step, items, facts = restored
+    if facts["vocabulary_fingerprint"] != vocabulary.fingerprint:
+        raise CheckpointError(
+            f"'{folder.vocabulary}' is not the vocabulary that checkpoint {step} was trained with "
+            f"({vocabulary.fingerprint[:12]}, not {facts['vocabulary_fingerprint'][:12]})"
+        )
+    return LanguageModel(experiment, model, items["params"], vocabulary, step)
