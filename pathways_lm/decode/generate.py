@@ -84,7 +84,7 @@ class Generator:
         context: int,
         listed: bool | None = None,
         rows: int = ROWS,
-        cache_dtype: jnp.dtype | None = None,
+        cache_dtype: str | jnp.dtype | None = None,
     ):
         config = model.config
         if config.shape == "encoder":
@@ -96,9 +96,9 @@ class Generator:
         rules = model.rules
         if listed is None:
             listed = rules.mesh.devices.flat[0].platform == "cpu" and rules.parts("stage") == 1
-        self.forward = Forward(model, listed)
+        self.forward = Forward(model, jnp.dtype(cache_dtype or model.dtype), listed)
         self.form, self.context, self.rows = form, context, rows
-        self.caches = self.forward.caches(cache_dtype or model.dtype)
+        self.caches = self.forward.caches
         options = compiler_options(rules.mesh)
         self._jit = partial(jax.jit, compiler_options=options)
         placed = self.caches.shardings(form.encoder)
