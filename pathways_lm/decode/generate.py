@@ -129,6 +129,22 @@ class Generator:
           guides: of each prompt, what its continuation may be.
         """
         written = [Written() for _ in prompts]
+        for _ in self.finished(params, prompts, sampler, num_tokens, key, written, stopped, guides):
+            pass
+        return written
+
+    def finished(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        sampler: Sampler,
+        num_tokens: int,
+        key: Array,
+        written: list[Written],
+        stopped: Stopped | None = None,
+        guides: Sequence[Guide] | None = None,
+    ) -> Iterator[int]:
+        """The same, into `written`; yields the number of each prompt when its continuation is done."""
         for number, tokens, log_probs in self.stream(params, prompts, sampler, num_tokens, key, STEPS, written, guides):
             one = written[number]
             one.tokens += tokens
@@ -136,7 +152,8 @@ class Generator:
             keep = stopped(one.tokens) if stopped else None
             if keep is not None:
                 one.tokens, one.log_probs, one.why = one.tokens[:keep], one.log_probs[:keep], "stop"
-        return written
+            if one.why:
+                yield number
 
     def stream(
         self,
