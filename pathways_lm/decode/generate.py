@@ -235,7 +235,9 @@ class Generator:
         read = [len(self.form.read(prompt)) for prompt in prompts]
         encoder = self.form.encoder
         total = [space * slots_each + (1 if encoder else length) for space, length in zip(room, read, strict=True)]
-        slots = _rounded(max(total, default=1), LENGTH_STEP)
+        # Of what a window leaves behind nothing is kept: the newest takes the place of the oldest.
+        needed = min(max(total, default=1), self.model.config.window * slots_each or self.context * slots_each)
+        slots = _rounded(needed, LENGTH_STEP)
         reads = _rounded(max(read, default=1), LENGTH_STEP) if encoder else 0
         whole = self.model.rules(None)
 
@@ -244,7 +246,8 @@ class Generator:
 
         history = None
         if sampler.looks_back:
-            tokens = jax.device_put(np.zeros((rows, slots), np.int32), self.model.rules(None, None))
+            longest = _rounded(max(total, default=1), LENGTH_STEP)
+            tokens = jax.device_put(np.zeros((rows, longest), np.int32), self.model.rules(None, None))
             history = History(tokens, zeros(), zeros())
         placed = self.caches.shardings(encoder)
         cache = self._jit(partial(self.caches.empty, rows, slots, reads), out_shardings=placed)()

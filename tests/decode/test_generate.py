@@ -132,6 +132,24 @@ def test_a_long_prompt_is_read_in_pieces(one, small, monkeypatch):
     assert tokens(in_pieces.write(small, prompts, sampler, 6, key())) == expected
 
 
+def test_a_window_of_slots(make, draw):
+    """A model that sees 16 positions keeps 32 slots, over which texts of more than 60 tokens go several times."""
+    model = make(window=16)
+    params = draw(model, 1)
+    prompts = [[3, 4, 5] * 15, [9], [6, 7] * 20]
+    small = Generator(model, Form(PIECES, END), 90, rows=2)
+    assert small.begin(prompts, [40] * 3, GREEDY)[0].cache.positions_BS.shape[1] == 32
+    written = small.write(params, prompts, GREEDY, 40, key())
+    call = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
+    for prompt, one in zip(prompts, written, strict=True):
+        sequence = np.zeros((1, 96), np.int32)
+        sequence[0, 1 : 1 + len(prompt) + len(one.tokens)] = prompt + one.tokens
+        logits = np.asarray(call(params, jax.device_put(sequence, model.rules("batch", None))))[0, :, 1:PIECES]
+        for index, token in enumerate(one.tokens):
+            here = logits[len(prompt) + index]
+            assert here[token - 1] >= here.max() - 1e-4 * np.abs(here).max()
+
+
 def test_an_encoder_reads_the_prompt(make, draw):
     """Greedily, as the whole model says of the same encoder's text and what was written so far."""
     model = make(shape="encoder_decoder", block="pre_norm", positions="relative", num_kv_heads=8)
