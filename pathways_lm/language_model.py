@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
+import numpy as np
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
@@ -15,7 +16,8 @@ from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.decode.form import Form, form_of
 from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
-from pathways_lm.errors import CheckpointError
+from pathways_lm.errors import CheckpointError, DataError
+from pathways_lm.evaluate.scoring import Scored, Scorer, Window, rolling
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import check_fit, rules_of, whole_sequences
@@ -72,6 +74,26 @@ class LanguageModel:
     ) -> list[Continuation]:
         """Continues each prompt until the end, one of the `stop` strings, or after `num_tokens`."""
         raise NotImplementedError
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores ids; programs that it has compiled stay with it."""
+        return Scorer(self.model, self.form, self.context, self.experiment.train.precision)
+
+    def log_likelihoods(self, windows: Sequence[Window]) -> list[Scored]:
+        """Of the tokens that each window says (`evaluate.scoring`)."""
+        return self.scorer(self.params, windows)
+
+    def score(self, text: str, stride: int | None = None) -> Scored:
+        """Every token of a text of any length, each after as many before it as `evaluate.scoring.rolling` gives it.
+
+        Raises DataError for an empty text, and a stride that is not possible.
+        """
+        windows = rolling(self.form, self.vocabulary.encode(text), self.context, stride)
+        if not windows:
+            raise DataError("there is no token to score")
+        scored = self.log_likelihoods(windows)
+        return Scored(*(np.concatenate(parts) for parts in zip(*scored, strict=True)))
 
     def stream(self, prompts: Sequence[str], sampler: Sampler, num_tokens: int, seed: int = 0) -> Iterator[list[int]]:
         """The next token of every prompt, until all have ended."""
