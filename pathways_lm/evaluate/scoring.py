@@ -189,20 +189,21 @@ class Scorer:
         """int32 [rows, length] each; rows beyond the windows, and places behind them, are padding (segment 0)."""
         shape = (self.rows, lengths[0])
         tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
-        encoder = [np.zeros((self.rows, lengths[1]), np.int32) for _ in range(2)] if self.form.encoder else None
+        encoder = np.zeros((2, self.rows, lengths[1]), np.int32) if self.form.encoder else None
         prefix = np.zeros(shape, bool) if self.form.both_ways else None
         for row, window in enumerate(windows):
-            read = [BEGINNING] if encoder else window.read
+            read = window.read if encoder is None else [BEGINNING]
             sequence = [*read, *window.said]
             tokens[row, : len(sequence) - 1] = sequence[:-1]
             targets[row, : len(sequence) - 1] = sequence[1:]
             segments[row, : len(sequence) - 1] = 1
-            if encoder:
-                encoder[0][row, : len(window.read)] = window.read
-                encoder[1][row, : len(window.read)] = 1
+            if encoder is not None:
+                encoder[0, row, : len(window.read)] = window.read
+                encoder[1, row, : len(window.read)] = 1
             if prefix is not None:
                 prefix[row, : len(read)] = True
-        return Batch(tokens, targets, segments, *(encoder or (None, None)), prefix)
+        batch = Batch(tokens, targets, segments, prefix=prefix)
+        return batch if encoder is None else batch._replace(encoder_tokens=encoder[0], encoder_segments=encoder[1])
 
     def _log_probs(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """fp32 and bool [B, L]: of each target, and whether it is the likeliest."""

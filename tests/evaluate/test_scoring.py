@@ -107,7 +107,9 @@ def test_what_does_not_fit(make, draw):
 
 
 @pytest.mark.parametrize("name", FORMS)
-@hypothesis.given(tokens=st.integers(0, 60), context=st.integers(4, 20), stride=st.integers(1, 18), largest=st.booleans())
+@hypothesis.given(
+    tokens=st.integers(0, 60), context=st.integers(4, 20), stride=st.integers(1, 18), largest=st.booleans()
+)
 def test_windows_score_each_token_once(name, tokens, context, stride, largest):
     """In order, after what truly stands before it, in no more tokens than the context, and as many as there are."""
     form, ids = FORMS[name], list(range(2, tokens + 2))
