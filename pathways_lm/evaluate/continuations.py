@@ -1,4 +1,4 @@
-"""Texts that are said after others, as windows of ids that fit the context."""
+"""Texts that are said after others, so that they fit the context."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from pathways_lm.data.vocabulary import Vocabulary
 from pathways_lm.decode.form import Form
 from pathways_lm.errors import DataError
 from pathways_lm.evaluate.scoring import Window, after, cut_left, length
+from pathways_lm.evaluate.trained import Trained
 
 
 def encode_pair(vocabulary: Vocabulary, form: Form, context: str, continuation: str) -> Window:
@@ -37,4 +38,24 @@ def check_room(form: Form, windows: Sequence[Window], places: Sequence[str], con
             fitting.append(cut_left(form, window, context))
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
+    return fitting
+
+
+def fit_prompts(
+    trained: Trained, prompts: Sequence[str], places: Sequence[str], num_tokens: int, context: int, cut: bool
+) -> list[str]:
+    """Prompts that leave room for so many tokens in the context, cut on their left where that is asked for.
+
+    Raises DataError naming the place of one too long.
+    """
+    fitting = []
+    for prompt, place in zip(prompts, places, strict=True):
+        ids = trained.vocabulary.encode(prompt)
+        room = context - len(trained.form.read([])) - (0 if trained.form.encoder else num_tokens)
+        if len(ids) > room and (not cut or room < 1):
+            raise DataError(
+                f"{place}: a prompt of {len(ids)} tokens leaves no room for {num_tokens} more "
+                f"in the context of {context}"
+            )
+        fitting.append(prompt if len(ids) <= room else trained.vocabulary.decode(ids[-room:]))
     return fitting

@@ -11,7 +11,7 @@ from typing import Any
 
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
-from pathways_lm.evaluate.continuations import encode_pair
+from pathways_lm.evaluate.continuations import encode_pair, fit_prompts
 from pathways_lm.evaluate.scoring import Window, cut_left, rolling
 from pathways_lm.evaluate.trained import Trained
 
@@ -110,7 +110,8 @@ def continuations(trained: Trained, asked: Sequence[tuple[str, dict[str, Any]]],
         num_tokens = int(next((options[name] for name in _LENGTHS if options.get(name)), _WRITTEN_TOKENS))
         until = options.get("until") or []
         stop = [until] if isinstance(until, str) else list(until)
-        prompts = [_cut(trained, asked[number][0], max_length - num_tokens) for number in numbers]
+        prompts, places = [asked[number][0] for number in numbers], [f"request {number}" for number in numbers]
+        prompts = fit_prompts(trained, prompts, places, num_tokens, max_length, cut=True)
         for number, found in zip(
             numbers, trained.generate(prompts, _sampler(options), num_tokens, stop, 0), strict=True
         ):
@@ -125,13 +126,3 @@ def _sampler(options: dict[str, Any]) -> Sampler:
     if not (temperature > 0 if draws is None else draws):
         return Sampler(temperature=0.0)
     return Sampler(temperature or 1.0, int(options.get("top_k") or 0), float(options.get("top_p") or 1.0))
-
-
-def _cut(trained: Trained, prompt: str, room: int) -> str:
-    """A prompt without its left where it is longer than `room` tokens."""
-    room = trained.context if trained.form.encoder else room
-    if room < 1:
-        raise ConfigError(f"the task asks for more tokens (max_gen_toks) than the context of {trained.context} has")
-    ids = trained.vocabulary.encode(prompt)
-    most = room - len(trained.form.read([]))
-    return prompt if len(ids) <= most else trained.vocabulary.decode(ids[-most:])

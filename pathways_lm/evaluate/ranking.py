@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from pathways_lm.decode.sampling import Sampler
-from pathways_lm.errors import DataError
 from pathways_lm.evaluate.answers import exact_match, f1
-from pathways_lm.evaluate.continuations import check_room, encode_pair
+from pathways_lm.evaluate.continuations import check_room, encode_pair, fit_prompts
 from pathways_lm.evaluate.few_shot import Question, Template
 from pathways_lm.evaluate.trained import Trained
 
@@ -64,12 +63,21 @@ def rank(
 
 
 def write(
-    trained: Trained, template: Template, questions: Sequence[Question], prompts: Sequence[str], num_tokens: int
+    trained: Trained,
+    template: Template,
+    questions: Sequence[Question],
+    prompts: Sequence[str],
+    num_tokens: int,
+    cut: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """`exact_match` and `f1` of greedily written answers, each 0 to 1, in SQuAD's normal form; and what was written.
 
     An answer ends at the template's separator or a line's end. Of several right answers the best counts.
+
+    Raises DataError, before anything is compiled, for a prompt that is too long.
     """
+    places = [question.place for question in questions]
+    prompts = fit_prompts(trained, prompts, places, num_tokens, trained.context, cut)
     stop = ("\n",) if "\n" in template.separator else ("\n", template.separator)
     written = trained.generate(prompts, Sampler(temperature=0.0), num_tokens, stop, 0)
     told = [
@@ -84,16 +92,3 @@ def write(
     ]
     figures = {name: float(np.mean([each[name] for each in told])) for name in ("exact_match", "f1")}
     return {**figures, "examples": len(told)}, told
-
-
-def check_prompts(trained: Trained, questions: Sequence[Question], prompts: Sequence[str], num_tokens: int) -> None:
-    """Raises DataError naming the place of a prompt that leaves no room for so many tokens."""
-    form = trained.form
-    for question, prompt in zip(questions, prompts, strict=True):
-        read = len(form.read(trained.vocabulary.encode(prompt)))
-        room = trained.context - (0 if form.encoder else num_tokens)
-        if read > room:
-            raise DataError(
-                f"{question.place}: a prompt of {read} tokens leaves no room for {num_tokens} more in the context of "
-                f"{trained.context}; fewer --shots or a smaller --num-tokens would"
-            )

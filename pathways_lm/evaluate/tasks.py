@@ -18,7 +18,7 @@ from pathways_lm.data.tasks import INPUTS, TARGETS, SeqioVocabulary, register
 from pathways_lm.data.vocabulary import PAD_ID, Vocabulary
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError, DataError, nearest
-from pathways_lm.evaluate.continuations import check_room
+from pathways_lm.evaluate.continuations import check_room, fit_prompts
 from pathways_lm.evaluate.scoring import after
 from pathways_lm.evaluate.trained import Trained
 
@@ -73,7 +73,9 @@ class TaskEvaluator:
 
         Args:
           num_tokens: most that are written; None is the length of the longest right answer, as T5 has it.
-          cut: where a metric asks for scores, leave out the left of what is longer than the context.
+          cut: leave out the left of inputs that are too long for the context.
+
+        Raises DataError, before anything is compiled, for inputs that are too long.
         """
         found = {}
         for evaluator in self._evaluators:
@@ -81,7 +83,7 @@ class TaskEvaluator:
             with _seeded():
                 metrics, _ = evaluator.evaluate(
                     compute_metrics=True,
-                    predict_fn=lambda dataset, *_: _written(trained, _examples(dataset), num_tokens),
+                    predict_fn=lambda dataset, *_: _written(trained, _examples(dataset), num_tokens, cut),
                     score_fn=lambda dataset, *_: _scores(trained, _examples(dataset), cut),
                 )
             found[task.name] = metrics.result()[task.name]
@@ -174,10 +176,11 @@ def _text(example: Mapping[str, Any], feature: str) -> str:
     return example[f"{feature}_pretokenized"].decode()
 
 
-def _written(trained: Trained, examples: Examples, num_tokens: int | None) -> list[tuple[int, np.ndarray]]:
+def _written(trained: Trained, examples: Examples, num_tokens: int | None, cut: bool) -> list[tuple[int, np.ndarray]]:
     """The tokens written for each example, filled up to the longest: seqio makes one array of them."""
     room = num_tokens or max(len(example[TARGETS]) for _, example in examples)
     prompts = [_text(example, INPUTS) for _, example in examples]
+    prompts = fit_prompts(trained, prompts, _places(examples), room, trained.context, cut)
     written = [found.tokens for found in trained.generate(prompts, Sampler(temperature=0.0), room, (), 0)]
     width = max(1, *map(len, written))
     rows = [np.array([*tokens, *[PAD_ID] * (width - len(tokens))], np.int32) for tokens in written]
@@ -190,6 +193,9 @@ def _scores(trained: Trained, examples: Examples, cut: bool) -> list[tuple[int, 
     windows = [
         after(trained.form, encode(_text(example, INPUTS)), encode(_text(example, TARGETS))) for _, example in examples
     ]
-    places = [f"example {number}" for number, _ in examples]
-    scored = trained.log_likelihoods(check_room(trained.form, windows, places, trained.context, cut))
+    scored = trained.log_likelihoods(check_room(trained.form, windows, _places(examples), trained.context, cut))
     return [(number, found.total) for (number, _), found in zip(examples, scored, strict=True)]
+
+
+def _places(examples: Examples) -> list[str]:
+    return [f"example {number}" for number, _ in examples]

@@ -9,6 +9,7 @@ from pathways_lm.config import DataConfig
 from pathways_lm.data import sources, t5_tasks
 from pathways_lm.data.quiet_tensorflow import seqio, tfds
 from pathways_lm.errors import ConfigError, DataError
+from pathways_lm.evaluate.answers import exact_match, f1
 from pathways_lm.evaluate.scoring import Scored
 from pathways_lm.evaluate.tasks import TaskEvaluator
 
@@ -186,3 +187,22 @@ def test_what_cannot_be_evaluated(vocabulary, tmp_path, name, kind, message):
 def test_a_split_that_is_not_there(vocabulary):
     with pytest.raises(DataError, match="task 'sorting' has no split 'test', only train, validation"):
         TaskEvaluator("sorting", DATA, vocabulary, split="test")
+
+
+ANSWERS = [
+    ("the Nile", "Nile"),
+    ("The  big, blue Nile.", "a blue nile"),
+    ("An answer", "the answer"),
+    ("in 1066", "1066"),
+    ("London", "Paris"),
+    ("U.S.", "us"),
+    ("", "Paris"),
+    ("a a b", "a b b"),
+]
+
+
+@pytest.mark.parametrize(("written", "right"), ANSWERS)
+def test_squad_s_normal_form(metrics, written, right):
+    expected = metrics.squad([[right]], [written])
+    assert 100 * exact_match(written, right) == expected["em"]
+    assert 100 * f1(written, right) == pytest.approx(expected["f1"])
