@@ -8,6 +8,7 @@ from jax import Array
 from pathways_lm.config import Experiment
 from pathways_lm.data.cache import Corpus
 from pathways_lm.data.loader import Loader
+from pathways_lm.decode.form import form_of
 from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.evaluate.perplexity import Perplexity
@@ -33,14 +34,16 @@ def _sampler(experiment: Experiment, model: Model, corpus: Corpus) -> Sample:
     settings = experiment.sample
     prompt = corpus.vocabulary.encode(settings.prompt)
     vocabulary = corpus.vocabulary
-    generator = Generator(model, vocabulary.size, vocabulary.eod_id, experiment.data.sequence_length)
+    form = form_of(experiment.data, vocabulary.size, vocabulary.eod_id)
+    # Parameters are others each time: they are not taken apart into layers.
+    generator = Generator(model, form, experiment.data.sequence_length, listed=False)
     # Told now, not when all is compiled.
-    generator.room([prompt])
-    sampler = Sampler(settings.temperature, settings.top_k, settings.top_p)
+    generator.room(prompt)
+    sampler = Sampler(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
 
     def sample(params: Params, rng: Array, step: int) -> tuple[str, str]:
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(np.asarray(rng))), step)
-        tokens = [int(token[0]) for token in generator.stream(params, [prompt], sampler, settings.num_tokens, key)]
-        return settings.prompt, vocabulary.decode(tokens)
+        written = generator.write(params, [prompt], sampler, settings.num_tokens, key)
+        return settings.prompt, vocabulary.decode(written[0].tokens)
 
     return sample
