@@ -25,5 +25,11 @@ def main(arguments: argparse.Namespace) -> int:
 
     model = f"run={arguments.run}" + (f",overrides={';'.join(arguments.overrides)}" if arguments.overrides else "")
     sys.argv = ["lm_eval", "run", "--model", harness.NAME, "--model_args", model, *arguments.line]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        # Of what the harness raises, a name that it does not know is the user's mistake.
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise ConfigError(f"lm-evaluation-harness: {error}; those of your own need --include_path FOLDER") from None
     return 0

@@ -6,6 +6,7 @@ beginning before each document is given it before each context, as HFLM gives on
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ def register(load: Load) -> type:
 
     Raises ConfigError where the harness is not installed.
     """
+    # Its resampling would fork this process, in which JAX has threads.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     try:
         # Late: it takes seconds, and only this needs it.
         from lm_eval.api.model import LM

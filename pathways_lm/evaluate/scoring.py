@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -110,10 +111,14 @@ class Scorer:
       precision: of the arithmetic, one of `POLICIES`; log-probabilities are taken in fp32.
       rows: sequences scored at once, filled up to what the mesh needs.
 
-    Where experts have room for a part of their tokens only, what is dropped depends on the batch, and with it a score.
+    Tokens of experts are never dropped here, whatever capacity the model was trained with, as when it writes: what a
+    window is worth must not depend on its neighbours.
     """
 
     def __init__(self, model: Model, form: Form, context: int, precision: str = "fp32", rows: int = 16):
+        config = model.config
+        if config.moe.num_experts:
+            model = Model(replace(config, moe=replace(config.moe, dispatch="dropless")), model.rules, model.dtype)
         # What is asked of a model is of any length.
         self.model = model = model.with_whole_sequences()
         self.form = form

@@ -103,8 +103,11 @@ class Tokenizer(transformers.PreTrainedTokenizer):
     def encode(self, text, add_special_tokens=False, **options):
         return [0] * bool(add_special_tokens) + self.ours.encode(text)
 
-    def decode(self, ids, skip_special_tokens=False, **options):
-        ids = [ids] if isinstance(ids, int) else [int(number) for number in ids]
+    def decode(self, token_ids, skip_special_tokens=False, **options):
+        ids = torch.as_tensor(token_ids).tolist()
+        if ids and isinstance(ids, list) and isinstance(ids[0], list):
+            return [self.decode(row, skip_special_tokens) for row in ids]
+        ids = [ids] if isinstance(ids, int) else ids
         special = {0: "<pad>", 1: "<eod>"}
         if ids and not skip_special_tokens and ids[0] in special:
             return special[ids[0]]
@@ -182,6 +185,15 @@ def test_the_same_as_transformers(gpt2, vocabulary, tasks, ours, name, beginning
         )
         assert total == pytest.approx(their_total, abs=1e-4, rel=1e-4)
         assert greedy == their_greedy
+
+
+def test_the_same_texts(gpt2, vocabulary, tasks, ours):
+    """Greedily written up to a stop string, the end or so many tokens; contexts cut on their left."""
+    expected, their_texts = evaluate(tasks, theirs(gpt2, vocabulary, True), "local_generation")
+    figures, texts = evaluate(tasks, "pathways_lm", "local_generation", model_args=f"run={ours}")
+    assert texts == their_texts
+    assert figures == expected
+    assert len({text for (text,) in texts}) > 1
 
 
 def test_our_own_figures_are_the_harness_s(gpt2, vocabulary, tasks, ours):

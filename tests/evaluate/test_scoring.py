@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from pathways_lm.config import MoEConfig
 from pathways_lm.decode.form import Form
 from pathways_lm.errors import DataError
 from pathways_lm.evaluate.scoring import Scorer, Window, after, cut_left, length, rolling
@@ -82,6 +83,20 @@ def test_what_is_greedy(make, draw, alone):
     assert all(found.all_greedy for found in scorer(params, likeliest))
     others = [Window(window.read, [(window.said[0] + 1) % SIZE]) for window in likeliest]
     assert not any(found.all_greedy for found in scorer(params, others))
+
+
+def test_experts_drop_nothing(make, draw):
+    """Where training would drop tokens, windows are worth the same alone, side by side, and on another mesh."""
+    # Half of the room that even shares would take.
+    experts = MoEConfig(num_experts=4, every=1, top_k=2, eval_capacity_factor=0.5, capacity_factor=0.5)
+    model, cut = make(num_layers=2, moe=experts), make("palm_2d", 2, 2, 2, num_layers=2, moe=experts)
+    windows = windows_of(FORMS["causal"])
+    one_by_one = Scorer(model, FORMS["causal"], CONTEXT, rows=1)
+    expected = [one_by_one(draw(model), [window])[0] for window in windows]
+    for other in (model, cut):
+        found = Scorer(other, FORMS["causal"], CONTEXT, rows=6)(draw(other), windows)
+        for one, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.log_probs, wanted.log_probs, atol=2e-5)
 
 
 def test_equally_likely(make, draw):
