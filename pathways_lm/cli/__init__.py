@@ -155,6 +155,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of --file: which examples are drawn (default: 0)")
     add("--limit", type=int, metavar="N", help="of --task and --file: only the first N examples")
     add("--num-tokens", type=int, metavar="N", help="of --task and --file: most tokens of an answer that is written")
+    add("--overlap", type=int, metavar="N", help="also look for the texts' runs of N words in what the run trained on")
     add("--truncate", action="store_true", help="leave out the left of what is longer than the context")
 
 

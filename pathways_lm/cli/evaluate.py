@@ -2,9 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
@@ -13,6 +18,7 @@ from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import make_objective
 from pathways_lm.errors import CheckpointError, ConfigError, DataError
+from pathways_lm.evaluate.contamination import GPT3, PALM, overlaps, training_texts
 from pathways_lm.evaluate.few_shot import fill, prompts, read_template
 from pathways_lm.evaluate.lambada import lambada
 from pathways_lm.evaluate.perplexity import Perplexity
@@ -28,10 +34,10 @@ Measure = Callable[[LanguageModel], Measured]
 
 # Which flags belong to which; the first alone may be given.
 _FLAGS = {
-    "perplexity": ("stride", "wikitext"),
-    "lambada": ("truncate",),
+    "perplexity": ("stride", "wikitext", "overlap"),
+    "lambada": ("truncate", "overlap"),
     "task": ("split", "limit", "num_tokens", "truncate"),
-    "file": ("template", "shots", "shots_from", "seed", "limit", "num_tokens", "truncate"),
+    "file": ("template", "shots", "shots_from", "seed", "limit", "num_tokens", "truncate", "overlap"),
 }
 
 
@@ -47,7 +53,9 @@ def main(arguments: argparse.Namespace) -> int:
     out = None if arguments.out is None else _writable(arguments.out)
     prepare_devices(arguments, data.cache_dir)
     trained = load(arguments.run, arguments.overrides)
-    figures, told = measure(trained)
+    with _progress() as bar:
+        trained.scorer.report = bar
+        figures, told = measure(trained)
     print(f"step {trained.step}")
     _print(figures) if mode else _print_held_out(figures)
     if out:
@@ -67,7 +75,7 @@ def _mode(arguments: argparse.Namespace) -> str | None:
         owners = [f"--{owner}" for owner, flags in _FLAGS.items() if flag in flags]
         if given and (mode is None or flag not in _FLAGS[mode]):
             raise ConfigError(f"--{flag.replace('_', '-')} is for {' or '.join(owners)}")
-    for flag, least in (("stride", 1), ("limit", 1), ("num_tokens", 1), ("shots", 0), ("seed", 0)):
+    for flag, least in (("stride", 1), ("limit", 1), ("overlap", 1), ("num_tokens", 1), ("shots", 0), ("seed", 0)):
         value = getattr(arguments, flag)
         if value is not None and value < least:
             raise ConfigError(f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
@@ -83,14 +91,19 @@ def _perplexity(arguments: argparse.Namespace) -> Measure:
         found = likelihoods(trained, scored, originals, arguments.stride)
         told = [{"place": place, **each._asdict()} for (place, _), each in zip(texts, found, strict=True)]
         sizes = {name: sum(getattr(each, name) for each in found) for name in ("tokens", "words", "bytes")}
-        return {**perplexities(found), **sizes}, told
+        return {**perplexities(found), **sizes, **_overlap(arguments, trained, originals)}, told
 
     return measure
 
 
 def _lambada(arguments: argparse.Namespace) -> Measure:
     texts = passages(arguments.lambada)
-    return lambda trained: (lambada(trained, texts, arguments.truncate), [])
+
+    def measure(trained: LanguageModel) -> Measured:
+        figures = lambada(trained, texts, arguments.truncate)
+        return {**figures, **_overlap(arguments, trained, [text for _, text in texts])}, []
+
+    return measure
 
 
 def _task(arguments: argparse.Namespace) -> Measure:
@@ -123,10 +136,25 @@ def _file(arguments: argparse.Namespace) -> Measure:
         if template.choices:
             if arguments.num_tokens is not None:
                 raise ConfigError("--num-tokens is for templates without 'choices': with them nothing is written")
-            return rank(trained, template, questions, asked, arguments.truncate)
-        return write(trained, template, questions, asked, arguments.num_tokens or 32, arguments.truncate)
+            figures, told = rank(trained, template, questions, asked, arguments.truncate)
+        else:
+            num_tokens = arguments.num_tokens or 32
+            figures, told = write(trained, template, questions, asked, num_tokens, arguments.truncate)
+        return {**figures, **_overlap(arguments, trained, [question.solved for question in questions])}, told
 
     return measure
+
+
+def _overlap(arguments: argparse.Namespace, trained: LanguageModel, texts: Sequence[str]) -> Figures:
+    """How many texts the run may have trained on, where --overlap asks for it, by GPT-3's measure and by PaLM's."""
+    if arguments.overlap is None:
+        return {}
+    corpus = prepare(trained.experiment.data, trained.experiment.model.vocab_size)
+    found = overlaps(texts, training_texts(corpus), arguments.overlap)
+    measures = {"any n-gram": GPT3[1], "7 in 10 n-grams": PALM[1]}
+    return {
+        "seen in training": {name: sum(one.contaminated(share) for one in found) for name, share in measures.items()}
+    }
 
 
 def _held_out(arguments: argparse.Namespace) -> Measure:
@@ -163,6 +191,15 @@ def _print(figures: Figures, before: str = "") -> None:
         else:
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             print(f"{before}{name:>{width}}  {shown}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over what is scored, on a terminal, which leaves nothing behind."""
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda scored, windows: bar.update(task, completed=scored, total=windows)
 
 
 def _writable(path: str) -> Path:

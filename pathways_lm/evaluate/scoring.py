@@ -125,6 +125,8 @@ class Scorer:
         self.context = context
         parts = model.rules.parts("batch")
         self.rows = -(-rows // parts) * parts
+        self.report: Callable[[int, int], None] = lambda scored, windows: None
+        """Is told after each batch how many windows of how many are scored."""
         self._policy = POLICIES[precision]
         self._score = jax.jit(
             self._log_probs,
@@ -132,13 +134,8 @@ class Scorer:
             compiler_options=compiler_options(model.rules.mesh),
         )
 
-    def __call__(
-        self, params: Params, windows: Sequence[Window], report: Callable[[int], None] = lambda scored: None
-    ) -> list[Scored]:
+    def __call__(self, params: Params, windows: Sequence[Window]) -> list[Scored]:
         """Of each window, in order. Those of equal shape are scored together, whatever order they come in.
-
-        Args:
-          report: is told of every batch how many windows it held.
 
         Raises DataError, before anything is compiled, for a window that does not fit the context, or says nothing.
         """
@@ -150,11 +147,11 @@ class Scorer:
             scored = self._score(params, jax.tree.map(self._place, batch))
             if waiting:
                 found |= self._read(windows, *waiting)
-                report(len(waiting[0]))
+                self.report(len(found), len(windows))
             waiting = numbers, scored
         if waiting:
             found |= self._read(windows, *waiting)
-            report(len(waiting[0]))
+            self.report(len(found), len(windows))
         return [found[number] for number in range(len(windows))]
 
     def check(self, windows: Sequence[Window]) -> None:

@@ -33,10 +33,10 @@ def write():
 
 
 @pytest.fixture
-def nothing_compiled(no_compile, monkeypatch):
-    """Neither a step, nor a scorer's program."""
-    target = "pathways_lm.evaluate.scoring.Scorer._log_probs"
-    monkeypatch.setattr(target, lambda *arguments: pytest.fail("began to compile"))
+def nothing_compiled(monkeypatch):
+    """Neither what scores nor what writes."""
+    for target in ("evaluate.scoring.Scorer._log_probs", "decode.generate.Generator._read"):
+        monkeypatch.setattr(f"pathways_lm.{target}", lambda *arguments, **options: pytest.fail("began to compile"))
 
 
 def figures(out: str) -> dict[str, float]:
@@ -105,6 +105,34 @@ def test_ranking(undisturbed, files, capfd):
             asked = f"Question: Is {number} even?\nAnswer:"
             ours = by_numpy(undisturbed, f"{asked} {choice}")[len(tail(undisturbed, asked)) :].sum()
             assert total == pytest.approx(ours, abs=1e-4)
+
+
+def test_written_answers(undisturbed, files, capfd):
+    """By the model itself: greedy, so the same as `generate` writes."""
+    arguments = ["--file", f"{files}/questions.jsonl", "--template", f"{files}/written.json", "--num-tokens", "6"]
+    assert main(["evaluate", str(undisturbed), *arguments, "--limit", "2", "--out", f"{files}/out"]) == 0
+    found = figures(capfd.readouterr().out)
+    assert found["examples"] == 2 and 0 <= found["exact_match"] <= found["f1"] <= 1
+    for example, record in zip(json.loads((files / "out").read_text())["examples"], QUESTIONS, strict=False):
+        arguments = ["--prompt", record["q"], "--num-tokens", "6", "--temperature", "0"]
+        assert main(["generate", str(undisturbed), *arguments]) == 0
+        line = capfd.readouterr().out.removeprefix(record["q"]).split("\n")[0]
+        assert example["written"] == line.strip()
+
+
+def test_a_task(undisturbed, capfd):
+    assert main(["evaluate", str(undisturbed), "--task", "arithmetic", "--limit", "3", "--num-tokens", "4"]) == 0
+    assert capfd.readouterr().out.splitlines() == ["step 60", "arithmetic", "  accuracy  0.0000"]
+
+
+def test_overlap(micro, undisturbed, files, write, capfd):
+    """What stands in the corpus, and what does not."""
+    page = sorted(micro.corpus.glob("*.txt"))[3].read_text().split()
+    write(files / "texts.jsonl", [{"text": " ".join(page[:40])}, {"text": "no such thing as this " * 3}])
+    assert main(["evaluate", str(undisturbed), "--perplexity", f"{files}/texts.jsonl", "--overlap", "5"]) == 0
+    out = capfd.readouterr().out
+    seen = [line.split()[-1] for line in out[out.index("seen in training") :].splitlines()[1:]]
+    assert seen == ["1", "1"]
 
 
 def test_score(undisturbed, tmp_path, capfd):
