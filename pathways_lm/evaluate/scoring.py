@@ -12,7 +12,7 @@ from jax import Array
 
 from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.form import BEGINNING, Form
-from pathways_lm.errors import DataError
+from pathways_lm.errors import ConfigError, DataError
 from pathways_lm.kernels.cross_entropy import cross_entropy
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
@@ -113,10 +113,14 @@ class Scorer:
 
     Tokens of experts are never dropped here, whatever capacity the model was trained with, as when it writes: what a
     window is worth must not depend on its neighbours.
+
+    Raises ConfigError for an encoder, which says nothing after what it reads.
     """
 
     def __init__(self, model: Model, form: Form, context: int, precision: str = "fp32", rows: int = 16):
         config = model.config
+        if config.shape == "encoder":
+            raise ConfigError("model.shape='encoder' says nothing to be scored; a 'decoder' or 'encoder_decoder' does")
         if config.moe.num_experts:
             model = Model(replace(config, moe=replace(config.moe, dispatch="dropless")), model.rules, model.dtype)
         # What is asked of a model is of any length.

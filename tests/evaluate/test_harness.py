@@ -12,13 +12,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("lm_eval")
 pytest.importorskip("torch")
-pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
 
 import lm_eval
 import torch
 import transformers
 import yaml
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import pathways_lm
@@ -30,6 +29,8 @@ from pathways_lm.evaluate.ranking import rank
 from pathways_lm.evaluate.records import Record
 from pathways_lm.evaluate.texts import likelihoods, perplexities
 
+# Of the model, tests/evaluate/conftest.py.
+CONTEXT = 64
 TASKS = {
     "local_rolling": {
         "output_type": "loglikelihood_rolling",
@@ -58,6 +59,18 @@ TASKS = {
         "metric_list": [{"metric": "exact_match"}],
     },
 }
+
+
+def said_next(gpt2, vocabulary, passages: list[str]) -> list[str]:
+    """Of passages after which torch's model says a whole word, the passage and that word."""
+    found = []
+    for passage in passages:
+        read = torch.tensor([[0, *vocabulary.encode(passage)][-CONTEXT:]])
+        with torch.no_grad():
+            word = vocabulary.decode([int(gpt2[0](read).logits[0, -1].argmax())])
+        if word.startswith(" ") and word.strip() and " " not in word[1:]:
+            found.append(passage + word)
+    return found
 
 
 def records() -> dict[str, list[dict]]:
@@ -122,11 +135,21 @@ class Tokenizer(transformers.PreTrainedTokenizer):
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    """The folder of the tasks' files, and the harness's way to them."""
+def rows(gpt2, vocabulary) -> dict[str, list[dict]]:
+    """Those, and passages whose last word is what the model would say."""
+    rows = records()
+    words = topics["assert"].split()
+    greedy = said_next(gpt2, vocabulary, [" ".join(words[:count]) for count in range(2, 40)])[:4]
+    assert len(greedy) > 1
+    return {**rows, "local_lambada": [*rows["local_lambada"], *({"text": text} for text in greedy)]}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, rows):
+    """The harness's way to the tasks' files."""
     folder = tmp_path_factory.mktemp("tasks")
-    for name, rows in records().items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         described = {
             "task": name,
             "dataset_path": "json",
@@ -157,8 +180,11 @@ def evaluate(tasks, model, name: str, **options) -> tuple[dict, list]:
     return figures, [sample["filtered_resps"] for sample in samples]
 
 
-def theirs(gpt2, vocabulary, beginning: bool) -> HFLM:
+def theirs(gpt2, vocabulary, beginning: bool):
     """With the beginning before each context, as ours is given it; windows over texts have it by themselves."""
+    pytest.importorskip("accelerate")
+    from lm_eval.models.huggingface import HFLM
+
     return HFLM(
         pretrained=gpt2[0], tokenizer=Tokenizer(vocabulary), backend="causal", batch_size=4, add_bos_token=beginning
     )
@@ -171,14 +197,16 @@ def numbers(figures: dict) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("name", "beginning"), [("local_rolling", False), ("local_lambada", True), ("local_ranking", True)]
 )
-def test_the_same_as_transformers(gpt2, vocabulary, tasks, ours, name, beginning):
+def test_the_same_as_transformers(gpt2, vocabulary, tasks, rows, ours, name, beginning):
     expected, their_answers = evaluate(tasks, theirs(gpt2, vocabulary, beginning), name)
     figures, answers = evaluate(tasks, "pathways_lm", name, model_args=f"run={ours},overrides=mesh.tensor=4")
     assert set(TASKS[name]["metric_list"][0].values()) <= set(figures)
     assert numbers(figures) == pytest.approx(numbers(expected), rel=1e-4)
     flat = [value for sample in answers for value in (sample if isinstance(sample, list) else [sample])]
     their_flat = [value for sample in their_answers for value in (sample if isinstance(sample, list) else [sample])]
-    assert len(flat) == len(their_flat) >= len(records()[name])
+    assert len(flat) == len(their_flat) >= len(rows[name])
+    if name == "local_lambada":
+        assert 0 < figures["acc"] < 1
     for found, wanted in zip(flat, their_flat, strict=True):
         (total, greedy), (their_total, their_greedy) = (
             (v, None) if isinstance(v, float) else v for v in (found, wanted)
@@ -196,26 +224,26 @@ def test_the_same_texts(gpt2, vocabulary, tasks, ours):
     assert len({text for (text,) in texts}) > 1
 
 
-def test_our_own_figures_are_the_harness_s(gpt2, vocabulary, tasks, ours):
+def test_our_own_figures_are_the_harness_s(tasks, rows, ours):
     """`--perplexity` and `--lambada` of the command line, against the harness on the same run."""
     trained = pathways_lm.load(str(ours))
     expected, _ = evaluate(tasks, harness.register(pathways_lm.load)(trained), "local_rolling")
-    texts = [record["text"] for record in records()["local_rolling"]]
+    texts = [record["text"] for record in rows["local_rolling"]]
     found = perplexities(likelihoods(trained, texts))
     assert {name: found[name] for name in numbers(expected)} == pytest.approx(numbers(expected), rel=1e-6)
     expected, _ = evaluate(tasks, harness.register(pathways_lm.load)(trained), "local_lambada")
-    found = lambada(trained, [("", record["text"]) for record in records()["local_lambada"]], cut=True)
+    found = lambada(trained, [("", record["text"]) for record in rows["local_lambada"]], cut=True)
     assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
     assert found["accuracy"] == expected["acc"]
     assert math.isfinite(found["perplexity"])
 
 
-def test_our_own_ranking_is_the_harness_s(ours, tasks):
+def test_our_own_ranking_is_the_harness_s(tasks, rows, ours):
     """`--file` and `--template`, without examples before the question."""
     trained = pathways_lm.load(str(ours))
     expected, answers = evaluate(tasks, harness.register(pathways_lm.load)(trained), "local_ranking")
     template = Template(inputs="{query}", choices="{choices}", target="{label}", unconditional="")
-    questions = [fill(template, Record("", record)) for record in records()["local_ranking"]]
+    questions = [fill(template, Record("", record)) for record in rows["local_ranking"]]
     figures, told = rank(trained, template, questions, [question.inputs for question in questions], cut=True)
     assert {name: figures[name] for name in ("acc", "acc_norm", "acc_mutual_info")} == numbers(expected)
     for one, sample in zip(told, answers, strict=True):

@@ -1,5 +1,7 @@
 """Log-probabilities against a log-softmax in numpy of each window's logits by itself, and windows against formulas."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -8,7 +10,7 @@ import pytest
 
 from pathways_lm.config import MoEConfig
 from pathways_lm.decode.form import Form
-from pathways_lm.errors import DataError
+from pathways_lm.errors import ConfigError, DataError
 from pathways_lm.evaluate.scoring import Scorer, Window, after, cut_left, length, rolling
 from pathways_lm.models.batch import Batch
 
@@ -109,6 +111,25 @@ def test_equally_likely(make, draw):
     first, second = Scorer(model, FORMS["causal"], CONTEXT)(params, [Window([0], [0]), Window([0], [1])])
     assert (first.all_greedy, second.all_greedy) == (True, False)
     assert first.total == second.total == pytest.approx(-np.log(264))
+
+
+def test_no_device_has_all_logits(make, draw):
+    """With the vocabulary over eight devices, what is gathered or added up is never as wide as it."""
+    model = make("tensor_parallel", tensor=8, num_layers=1)
+    scorer = Scorer(model, FORMS["causal"], CONTEXT, rows=2)
+    _, batch = next(scorer._batches([Window([0], [5, 6])]))
+    compiled = scorer._score.lower(draw(model), jax.tree.map(scorer._place, batch)).compile().as_text()
+    exchanged = re.findall(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)", compiled)
+    assert exchanged
+    assert not [shape for shape, _ in exchanged if "264" in shape]
+    # The part of a device is there.
+    assert "f32[2,32,33]" in compiled
+
+
+def test_an_encoder_says_nothing(make):
+    model = make(num_layers=1, shape="encoder", block="post_norm", positions="learned", max_length=64)
+    with pytest.raises(ConfigError, match=r"model.shape='encoder' says nothing to be scored"):
+        Scorer(model, FORMS["causal"], CONTEXT)
 
 
 def test_what_does_not_fit(make, draw):
