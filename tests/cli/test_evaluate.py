@@ -239,3 +239,42 @@ def test_mistakes_of_score(undisturbed, refused, flags, words):
 def test_mistakes_of_harness(undisturbed, refused, line, words):
     message = refused("harness", str(undisturbed), *line)
     assert all(word in message for word in words), message
+
+
+def test_harness(micro, undisturbed, tmp_path):
+    """The harness's own table, of a task of ours; and one line for a task that nobody knows."""
+    pytest.importorskip("lm_eval")
+    (tmp_path / "x.jsonl").write_text('{"text": "The statement"}\n')
+    described = {
+        "task": "local_text",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/x.jsonl"}, "cache_dir": f"{tmp_path}/cache"},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    # JSON is YAML, too.
+    (tmp_path / "x.yaml").write_text(json.dumps(described))
+    run = ["harness", str(undisturbed), "--cpu-devices", "2", "--set", "mesh.tensor=2", "--"]
+    done = micro.call(
+        *run, "--tasks", "local_text", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(written.read_text())["results"]["local_text"]["bits_per_byte,none"]
+    expected = -by_numpy(undisturbed, "The statement").sum() / math.log(2) / len("The statement")
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert "local_text" in done.stdout
+
+
+def test_harness_without_such_a_task(undisturbed, monkeypatch, refused):
+    harness = pytest.importorskip("lm_eval.__main__")
+
+    def evaluate():
+        raise ValueError("Tasks not found: helaswag")
+
+    monkeypatch.setattr(harness, "cli_evaluate", evaluate)
+    message = refused("harness", str(undisturbed), "--", "--tasks", "helaswag")
+    assert message.endswith("Tasks not found: helaswag; those of your own need --include_path FOLDER")

@@ -67,22 +67,38 @@ def scripted(vocabulary) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory, vocabulary) -> tuple[Any, Path]:
     """transformers' model, and the run folder that it was converted to."""
-    torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from pathways_lm.convert.convert import import_checkpoint
-
-    torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=vocabulary.size, n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
     )
-    model = transformers.GPT2LMHeadModel(config).eval()
+    folder = tmp_path_factory.mktemp("gpt2")
+    return converted(lambda: transformers.GPT2LMHeadModel(config), folder, "tokenizer.model", vocabulary)
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory, vocabulary) -> tuple[Any, Path]:
+    """The same of an encoder-decoder."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    config = transformers.T5Config(vocab_size=vocabulary.size, **sizes, **ids)
+    folder = tmp_path_factory.mktemp("t5")
+    return converted(lambda: transformers.T5ForConditionalGeneration(config), folder, "spiece.model", vocabulary)
+
+
+def converted(build: Callable[[], Any], folder: Path, tokenizer: str, vocabulary: Vocabulary) -> tuple[Any, Path]:
+    """A model with random weights, large enough that what stands before a token makes a difference to it."""
+    torch = pytest.importorskip("torch")
+    from pathways_lm.convert.convert import import_checkpoint
+
+    torch.manual_seed(0)
+    model = build().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Large enough that what stands before a token makes a difference to it.
-            scale = 0.3 if parameter.ndim == 1 or "wte" in name or "wpe" in name else parameter.shape[-1] ** -0.5
-            parameter.copy_(torch.randn_like(parameter) * scale + (1 if name.endswith("ln_f.weight") else 0))
-    folder = tmp_path_factory.mktemp("gpt2")
+            table = any(part in name for part in ("wte", "wpe", "shared"))
+            noise = torch.randn_like(parameter) * (0.3 if table or parameter.ndim == 1 else parameter.shape[-1] ** -0.5)
+            parameter.copy_(noise + name.endswith(("ln_f.weight", "layer_norm.weight")))
     model.save_pretrained(folder / "published")
-    (folder / "published" / "tokenizer.model").write_bytes(vocabulary.model)
+    (folder / "published" / tokenizer).write_bytes(vocabulary.model)
     import_checkpoint(folder / "published", folder / "run")
     return model, folder / "run"
