@@ -9,6 +9,7 @@ from pathways_lm.decode.sampling import Sampler
 from pathways_lm.evaluate.answers import exact_match, f1
 from pathways_lm.evaluate.continuations import check_room, encode_pair, fit_prompts
 from pathways_lm.evaluate.few_shot import Question, Template
+from pathways_lm.evaluate.scoring import Scored
 from pathways_lm.evaluate.trained import Trained
 
 
@@ -24,42 +25,44 @@ def rank(
 
     Of equal ones the first counts. Raises DataError, before anything is compiled, for what is too long.
     """
-    windows, places, owners = [], [], []
-    contexts = [(prompts[number], number) for number in range(len(questions))]
+    given = _likelihoods(trained, questions, prompts, cut)
+    alone = None
     if template.unconditional is not None:
-        contexts += [(template.unconditional, number) for number in range(len(questions))]
-    for context, number in contexts:
-        question = questions[number]
-        for choice in question.choices:
-            windows.append(encode_pair(trained.vocabulary, trained.form, context, f"{question.delimiter}{choice}"))
-            places.append(question.place)
-            owners.append(number)
-    scored = trained.log_likelihoods(check_room(trained.form, windows, places, trained.context, cut))
-    totals = iter(scored)
-    given = [[next(totals) for _ in question.choices] for question in questions]
-    alone = (
-        [[next(totals) for _ in question.choices] for question in questions]
-        if template.unconditional is not None
-        else None
-    )
+        alone = _likelihoods(trained, questions, [template.unconditional] * len(questions), cut)
     told = []
     for number, question in enumerate(questions):
-        log_p = np.array([found.total for found in given[number]])
-        by = {
-            "acc": log_p,
-            "acc_norm": log_p / [max(len(choice), 1) for choice in question.choices],
-            "acc_bytes": log_p / [max(len(choice.encode()), 1) for choice in question.choices],
-            "acc_tokens": log_p / [len(found.log_probs) for found in given[number]],
-        }
-        if alone is not None:
-            by["acc_mutual_info"] = log_p - [found.total for found in alone[number]]
+        by = _measures(question, given[number], alone[number] if alone else None)
         chosen = {name: question.choices[int(np.argmax(values))] for name, values in by.items()}
-        told.append(
-            {"place": question.place, "log_probs": log_p.tolist(), "chosen": chosen, "right": question.answers[0]}
-        )
+        log_probs = by["acc"].tolist()
+        told.append({"place": question.place, "log_probs": log_probs, "chosen": chosen, "right": question.answers[0]})
     names = told[0]["chosen"]
     figures = {name: float(np.mean([each["chosen"][name] == each["right"] for each in told])) for name in names}
     return {**figures, "examples": len(told)}, told
+
+
+def _likelihoods(
+    trained: Trained, questions: Sequence[Question], contexts: Sequence[str], cut: bool
+) -> list[list[Scored]]:
+    """Of each question's choices after its context."""
+    windows, places = [], []
+    for question, context in zip(questions, contexts, strict=True):
+        for choice in question.choices:
+            windows.append(encode_pair(trained.vocabulary, trained.form, context, f"{question.delimiter}{choice}"))
+            places.append(question.place)
+    scored = iter(trained.log_likelihoods(check_room(trained.form, windows, places, trained.context, cut)))
+    return [[next(scored) for _ in question.choices] for question in questions]
+
+
+def _measures(question: Question, given: list[Scored], alone: list[Scored] | None) -> dict[str, np.ndarray]:
+    """Of each choice, by each measure; the largest wins."""
+    log_p = np.array([found.total for found in given])
+    by = {
+        "acc": log_p,
+        "acc_norm": log_p / [max(len(choice), 1) for choice in question.choices],
+        "acc_bytes": log_p / [max(len(choice.encode()), 1) for choice in question.choices],
+        "acc_tokens": log_p / [len(found.log_probs) for found in given],
+    }
+    return by if alone is None else {**by, "acc_mutual_info": log_p - [found.total for found in alone]}
 
 
 def write(

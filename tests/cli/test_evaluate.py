@@ -241,9 +241,11 @@ def test_mistakes_of_harness(undisturbed, refused, line, words):
     assert all(word in message for word in words), message
 
 
-def test_harness(micro, undisturbed, tmp_path):
-    """The harness's own table, of a task of ours; and one line for a task that nobody knows."""
+def test_harness(micro, undisturbed, tmp_path, monkeypatch):
+    """The harness's own command line, on a task of ours."""
     pytest.importorskip("lm_eval")
+    for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     (tmp_path / "x.jsonl").write_text('{"text": "The statement"}\n')
     described = {
         "task": "local_text",
