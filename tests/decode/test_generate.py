@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pathways_lm.decode import generate
+from pathways_lm.decode import generate, program
 from pathways_lm.decode.form import Form
 from pathways_lm.decode.generate import Generator, Written
 from pathways_lm.decode.sampling import Sampler
@@ -127,7 +127,7 @@ def test_a_long_prompt_is_read_in_pieces(one, small, monkeypatch):
     sampler = Sampler(temperature=0.5)
     prompts = [[3, 4, 5] * 30, [6, 7] * 41, [9] * 5]
     expected = tokens(continuations(one, small, prompts, sampler, 6))
-    monkeypatch.setattr(generate, "PIECE", 32)
+    monkeypatch.setattr(program, "PIECE", 32)
     in_pieces = Generator(one, Form(PIECES, END), 128, rows=4)
     assert tokens(in_pieces.write(small, prompts, sampler, 6, key())) == expected
 
