@@ -24,7 +24,7 @@ from pathways_lm.evaluate.lambada import lambada
 from pathways_lm.evaluate.perplexity import Perplexity
 from pathways_lm.evaluate.ranking import rank, write
 from pathways_lm.evaluate.records import documents, json_lines, passages
-from pathways_lm.evaluate.texts import detokenized, likelihoods, perplexities
+from pathways_lm.evaluate.texts import adjusted_perplexity, detokenized, likelihoods, perplexities
 from pathways_lm.language_model import LanguageModel, load
 
 Figures = Mapping[str, Any]
@@ -91,7 +91,8 @@ def _perplexity(arguments: argparse.Namespace) -> Measure:
         found = likelihoods(trained, scored, originals, arguments.stride)
         told = [{"place": place, **each._asdict()} for (place, _), each in zip(texts, found, strict=True)]
         sizes = {name: sum(getattr(each, name) for each in found) for name in ("tokens", "words", "bytes")}
-        return {**perplexities(found), **sizes, **_overlap(arguments, trained, originals)}, told
+        adjusted = {"adjusted_perplexity": adjusted_perplexity(found, originals)} if arguments.wikitext else {}
+        return {**perplexities(found), **adjusted, **sizes, **_overlap(arguments, trained, originals)}, told
 
     return measure
 

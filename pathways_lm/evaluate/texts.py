@@ -56,9 +56,8 @@ def likelihoods(
 def perplexities(found: Iterable[Likelihood]) -> dict[str, float]:
     """`loss` (nats a token), `perplexity`, `word_perplexity`, `byte_perplexity` and `bits_per_byte` of all texts.
 
-    Perplexity per original word is exp(-log-likelihood / words), whatever tokens the vocabulary makes of them: the
-    adjusted form in which Megatron-LM gives WikiText-103 (arXiv:1909.08053, appendix E.1), and comparable between
-    vocabularies, as perplexity per token is not. The last three have the names and definitions of
+    Perplexity per original word is exp(-log-likelihood / words), whatever tokens the vocabulary makes of them:
+    comparable between vocabularies, as perplexity per token is not. The last three have the names and definitions of
     lm-evaluation-harness.
     """
     found = list(found)
@@ -71,6 +70,16 @@ def perplexities(found: Iterable[Likelihood]) -> dict[str, float]:
         "byte_perplexity": _exp(nll / size),
         "bits_per_byte": nll / size / math.log(2),
     }
+
+
+def adjusted_perplexity(found: Iterable[Likelihood], originals: Sequence[str]) -> float:
+    """WikiText-103's perplexity as Megatron-LM prints it (arXiv:1909.08053, appendix E.1): exp(-log-likelihood / T_o).
+
+    T_o are the tokens of the data set's own form, in which line ends stand between spaces and count as words do. They
+    are more than the words of `Likelihood`, and the figure is lower than `word_perplexity`.
+    """
+    tokens = sum(len(text.strip().split(" ")) for text in originals)
+    return _exp(-sum(each.log_likelihood for each in found) / tokens)
 
 
 def _exp(nats: float) -> float:

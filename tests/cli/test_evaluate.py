@@ -35,7 +35,7 @@ def write():
 @pytest.fixture
 def nothing_compiled(monkeypatch):
     """Neither what scores nor what writes."""
-    for target in ("evaluate.scoring.Scorer._log_probs", "decode.generate.Generator._read"):
+    for target in ("evaluate.scoring.Scorer._log_probs", "decode.generate.Generator.finished"):
         monkeypatch.setattr(f"pathways_lm.{target}", lambda *arguments, **options: pytest.fail("began to compile"))
 
 
@@ -78,6 +78,16 @@ def test_perplexity_of_a_text(undisturbed, files, capfd):
     # A longer past for each token does not make the text less likely, for a model that has learned something.
     assert main(["evaluate", str(undisturbed), "--perplexity", f"{files}/text.txt", "--stride", "4"]) == 0
     assert figures(capfd.readouterr().out)["loss"] < found["loss"]
+
+
+def test_wikitext(undisturbed, files, capfd):
+    """What is scored is put together; what it is divided by stands in the file."""
+    (files / "wiki").write_text(" \n = Title = \n \n One , two @-@ three . \n")
+    assert main(["evaluate", str(undisturbed), "--perplexity", f"{files}/wiki", "--wikitext"]) == 0
+    found = figures(capfd.readouterr().out)
+    total = by_numpy(undisturbed, "\n= Title =\n\nOne, two-three.\n").sum()
+    # = Title = \n \n One , two @-@ three .
+    assert found["adjusted_perplexity"] == pytest.approx(math.exp(-total / 11), rel=1e-3)
 
 
 def test_lambada(undisturbed, files, capfd):

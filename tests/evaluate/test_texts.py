@@ -9,7 +9,7 @@ from pathways_lm.errors import DataError
 from pathways_lm.evaluate.lambada import lambada, last_word
 from pathways_lm.evaluate.records import documents, json_lines, passages
 from pathways_lm.evaluate.scoring import Scored
-from pathways_lm.evaluate.texts import count_words, detokenized, likelihoods, perplexities
+from pathways_lm.evaluate.texts import adjusted_perplexity, count_words, detokenized, likelihoods, perplexities
 
 WIKITEXT = (
     " \n = Robert Boulter = \n \n = = Career = = \n \n Robert Boulter is an English film , television and"
@@ -44,6 +44,10 @@ def test_wikitext_is_measured_in_its_own_words(scripted, vocabulary):
         "bits_per_byte": -total / size / math.log(2),
     }
     assert found == pytest.approx(expected)
+    # Megatron-LM's: words, and the line ends between them.
+    own = len(WIKITEXT.split()) + WIKITEXT.strip().count("\n")
+    adjusted = adjusted_perplexity(likelihoods(trained, [page], [WIKITEXT]), [WIKITEXT])
+    assert adjusted == pytest.approx(math.exp(-total / own))
     # Two texts: sums are divided once.
     pair = likelihoods(trained, [page, "x"], [WIKITEXT, "x"])
     tokens = len(vocabulary.encode(page)) + 1
