@@ -39,6 +39,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "eval": ["sacrebleu", "rouge-score", "nltk", "scikit-learn", "babel"],
+        "harness": ["lm-eval>=0.4.13"],
         "report": ["matplotlib"],
         "convert": ["safetensors"],
         "dev": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],

@@ -18,7 +18,8 @@ from pathways_lm.decode.form import Form, form_of
 from pathways_lm.decode.generate import Generator, Stopped, Written
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.decode.speculative import Pair, Speculator
-from pathways_lm.errors import CheckpointError, ConfigError
+from pathways_lm.errors import CheckpointError, ConfigError, DataError
+from pathways_lm.evaluate.scoring import Scored, Scorer, Window, rolling
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import check_fit, rules_of, whole_sequences
@@ -172,6 +173,26 @@ class LanguageModel:
         ids = self._read(prompt, 0, truncate)
         steps = self.generator.stream(self.params, [ids], sampler, num_tokens, key, 1, written)
         return self.vocabulary.stream(token for _, tokens, _ in steps for token in tokens)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores ids; programs that it has compiled stay with it."""
+        return Scorer(self.model, self.form, self.context, self.experiment.train.precision)
+
+    def log_likelihoods(self, windows: Sequence[Window]) -> list[Scored]:
+        """Of the tokens that each window says (`evaluate.scoring`)."""
+        return self.scorer(self.params, windows)
+
+    def score(self, text: str, stride: int | None = None) -> Scored:
+        """Every token of a text of any length, each after as many before it as `evaluate.scoring.rolling` gives it.
+
+        Raises DataError for an empty text, and a stride that is not possible.
+        """
+        windows = rolling(self.form, self.vocabulary.encode(text), self.context, stride)
+        if not windows:
+            raise DataError("there is no token to score")
+        scored = self.log_likelihoods(windows)
+        return Scored(*(np.concatenate(parts) for parts in zip(*scored, strict=True)))
 
     def _stopped(self, stop: Sequence[str]) -> Stopped | None:
         if not stop:
