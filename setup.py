@@ -38,6 +38,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "generate": ["llguidance"],
         "eval": ["sacrebleu", "rouge-score", "nltk", "scikit-learn", "babel"],
         "harness": ["lm-eval>=0.4.13"],
         "report": ["matplotlib"],

@@ -42,7 +42,7 @@ class Grammar:
             import llguidance
         except ModuleNotFoundError as error:
             raise UserError(
-                "a regular expression or schema needs llguidance: pip install 'pathways-lm[eval]'"
+                "a regular expression or schema needs llguidance: pip install 'pathways-lm[generate]'"
             ) from error
         if bool(regex) == bool(json_schema):
             raise ConfigError("a continuation follows either a regular expression or a JSON schema")
