@@ -8,37 +8,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from pathways_lm.errors import DataError
+from pathways_lm.evaluate.records import documents, text_lines
 
 
 def read_prompts(path: str, key: str) -> list[str]:
-    """The prompts of a JSON-lines file, or of a text file with one a line.
+    """The prompts of a JSON-lines file, or of a text file with one on each line that is not blank.
 
-    Raises:
-      DataError: the file cannot be read, or a line is no JSON object with `key`, or no UTF-8; it names the line.
+    Raises DataError, which names the line, as `evaluate.records` does.
     """
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
-    if not lines:
-        raise DataError(f"'{path}' has no lines")
-    return [_prompt(path, number, line, key) for number, line in enumerate(lines, start=1)]
-
-
-def _prompt(path: str, number: int, line: bytes, key: str) -> str:
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        raise DataError(f"'{path}' line {number} is not UTF-8") from None
-    if not path.endswith((".jsonl", ".json")):
-        return text
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError:
-        raise DataError(f"'{path}' line {number} is not JSON") from None
-    if not isinstance(record, dict) or not isinstance(record.get(key), str):
-        raise DataError(f"'{path}' line {number} has no text under {key!r}")
-    return record[key]
+    found = documents(path, key) if path.endswith(".jsonl") else text_lines(path)
+    return [text for _, text in found]
 
 
 class Answers:

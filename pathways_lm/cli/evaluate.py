@@ -2,17 +2,13 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
+from pathways_lm.cli.progress import progress
 from pathways_lm.config import DataConfig
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
@@ -53,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     out = None if arguments.out is None else _writable(arguments.out)
     prepare_devices(arguments, data.cache_dir)
     trained = load(arguments.run, arguments.overrides)
-    with _progress() as bar:
+    with progress("scoring") as bar:
         trained.scorer.report = bar
         figures, told = measure(trained)
     print(f"step {trained.step}")
@@ -192,15 +188,6 @@ def _print(figures: Figures, before: str = "") -> None:
         else:
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             print(f"{before}{name:>{width}}  {shown}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar over what is scored, on a terminal, which leaves nothing behind."""
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda scored, windows: bar.update(task, completed=scored, total=windows)
 
 
 def _writable(path: str) -> Path:

@@ -23,8 +23,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--num-tokens must be at least 1, not {arguments.num_tokens}")
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
-    if bool(arguments.file) != bool(arguments.out):
-        raise ConfigError("--file and --out go together: prompts and where their answers go")
+    if bool(arguments.file or arguments.task) != bool(arguments.out):
+        raise ConfigError("--file or --task goes with --out: prompts and where their answers go")
     sampler = Sampler(**{name: getattr(arguments, name) for name in SAMPLING})
     schema = _read(arguments.json_schema) if arguments.json_schema else ""
     prompts = read_prompts(arguments.file, arguments.key) if arguments.file else arguments.prompt
@@ -34,7 +34,11 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.chat:
         _chat(model, sampler, arguments)
         return 0
-    if arguments.file:
+    if arguments.task:
+        from pathways_lm.evaluate.tasks import inputs_of  # late: tensorflow takes seconds
+
+        prompts = inputs_of(arguments.task, model.experiment.data, model.vocabulary, arguments.split)
+    if arguments.out:
         _answer(model, prompts, sampler, grammar, arguments)
         return 0
     if arguments.draft:
@@ -68,15 +72,15 @@ def main(arguments: argparse.Namespace) -> int:
 def _answer(
     model: LanguageModel, prompts: list[str], sampler: Sampler, grammar: Grammar | None, arguments: argparse.Namespace
 ) -> None:
-    """Every prompt of the file that has no answer yet."""
+    """Every prompt of the file or task that has no answer yet."""
     if arguments.best_of != 1:
         raise ConfigError("--best-of is for --prompt")
     named = ("num_tokens", "stop", "seed", "truncate", "regex", "json_schema", *SAMPLING)
     settings = {"run": str(Path(arguments.run).resolve()), "step": model.step}
     settings |= {name: getattr(arguments, name) for name in named}
     whys = []
-    with Answers(arguments.out, prompts, settings) as answers, progress("answers", len(prompts)) as advance:
-        advance(len(answers.done))
+    with Answers(arguments.out, prompts, settings) as answers, progress("answers") as bar:
+        bar(len(answers.done), len(prompts))
         for number, one in model.answers(
             prompts,
             sampler,
@@ -90,7 +94,7 @@ def _answer(
             fields = {"text": one.text, "why": one.why, "tokens": one.tokens, "log_probs": one.log_probs}
             answers.write(number, fields)
             whys.append(one.why)
-            advance(1)
+            bar(len(answers.done), len(prompts))
     _tell_unstopped(whys, arguments)
     print(f"{len(answers.done)} answers in {arguments.out}")
 

@@ -59,8 +59,7 @@ class TaskEvaluator:
         self._evaluators: list[seqio.Evaluator] = []
         with _registered(name, data, vocabulary) as tasks:
             for task in tasks:
-                if split not in task.splits:
-                    raise DataError(f"task '{task.name}' has no split '{split}', only {', '.join(sorted(task.splits))}")
+                _check_split(task, split)
                 _check_metrics(task)
                 self._evaluators.append(
                     seqio.Evaluator(
@@ -88,6 +87,17 @@ class TaskEvaluator:
                 )
             found[task.name] = metrics.result()[task.name]
         return found
+
+
+def inputs_of(name: str, data: DataConfig, vocabulary: Vocabulary, split: str = VALIDATION) -> list[str]:
+    """The inputs of a task's or mixture's examples, in their order. Raises as `TaskEvaluator`, but for metrics."""
+    found = []
+    with _registered(name, data, vocabulary) as tasks:
+        for task in tasks:
+            _check_split(task, split)
+            dataset = task.get_dataset(None, split, shuffle=False)
+            found += [_text(example, INPUTS) for example in dataset.as_numpy_iterator()]
+    return found
 
 
 @contextlib.contextmanager
@@ -150,6 +160,11 @@ def _with_vocabulary(task: seqio.Task, vocabulary: Vocabulary) -> seqio.Task:
         preprocessors=[*preprocessors, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features=dict.fromkeys(task.output_features, feature),
     )
+
+
+def _check_split(task: seqio.Task, split: str) -> None:
+    if split not in task.splits:
+        raise DataError(f"task '{task.name}' has no split '{split}', only {', '.join(sorted(task.splits))}")
 
 
 def _check_metrics(task: seqio.Task) -> None:

@@ -195,7 +195,7 @@ def test_sample_prompt_longer_than_the_context(micro, refused, tmp_path):
         (["--prompt", "a", "--repetition-penalty", "0"], ["repetition_penalty", "0"]),
         (["--prompt", "a", "--draft", "/nowhere"], ["/nowhere", "not a run folder"]),
         (["--file", "/nowhere.jsonl", "--out", "x"], ["/nowhere.jsonl", "cannot be read"]),
-        (["--file", "x.jsonl"], ["--file and --out"]),
+        (["--file", "x.jsonl"], ["--file or --task goes with --out"]),
         (["--prompt", "a", "--num-tokens", "0"], ["--num-tokens", "at least 1"]),
         (["--prompt", "a", "--seed", "-1"], ["--seed", "-1"]),
         (["--prompt", "a", "--seed", str(2**40)], ["--seed", str(2**40)]),

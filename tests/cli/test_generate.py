@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from pathways_lm.cli.answers import Answers, read_prompts
 from pathways_lm.cli.chat import Chat
 from pathways_lm.cli.flags import SAMPLING
+from pathways_lm.data import sources
+from pathways_lm.data.examples import VALIDATION
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import DataError
 from pathways_lm.language_model import load
@@ -108,11 +110,12 @@ def test_a_file_begun_otherwise(undisturbed, asked, tmp_path, refused, micro):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2 has no text under 'prompt'"),
-        (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2 has no text under 'prompt'"),
-        (b'{"prompt": "a"}\n\n', "line 2 is not JSON"),
-        (b'{"prompt": "a"}\n\xff\n', "line 2 is not UTF-8"),
-        (b"", "has no lines"),
+        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be text"),
+        (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: has no field 'prompt'"),
+        (b'{"prompt": "a"}\n{]\n', "line 2: not JSON"),
+        (b'{"prompt": "a"}\n\xff\n', "line 2: not UTF-8"),
+        (b'{"prompt": ""}\n', "line 1: holds no text"),
+        (b"", "holds no text"),
     ],
 )
 def test_bad_files(tmp_path, content, words):
@@ -120,6 +123,24 @@ def test_bad_files(tmp_path, content, words):
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
         read_prompts(str(path), "prompt")
+
+
+def test_lines_of_text(tmp_path):
+    path = tmp_path / "asked.txt"
+    path.write_text("one two\n\nthree\n")
+    assert read_prompts(str(path), "prompt") == ["one two", "three"]
+
+
+def test_the_inputs_of_a_task(undisturbed, tmp_path, micro, refused):
+    """Those that the run would be validated on, as the task has them."""
+    out, flags = tmp_path / "out.jsonl", ["--num-tokens", "1", "--truncate"]
+    assert "no task 'speling'; did you mean 'spelling'?" in refused(
+        "generate", str(undisturbed), "--task", "speling", "--out", str(out), *flags
+    )
+    assert micro.main("generate", str(undisturbed), "--task", "spelling", "--out", str(out), *flags) == 0
+    data = replace(load(str(undisturbed)).experiment.data, mixture="spelling", objective="text_to_text")
+    expected = [pair.inputs for pair in sources.read(data)["spelling"][VALIDATION]]
+    assert [each["prompt"] for each in sorted(answers(out), key=lambda each: each["number"])] == expected
 
 
 def test_two_jobs_do_not_write_one_file(tmp_path):
