@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pathways_lm.report.plots import _running_median, _thinned, charts, save_picture
+from pathways_lm.report.plots import charts, running_median, save_picture, thinned
 from pathways_lm.report.read import read_run
 
 ALL = [
@@ -112,20 +112,20 @@ def test_long_curves_keep_their_extremes_and_stay_small() -> None:
     steps, values = np.arange(50_000.0), noise.normal(size=50_000)
     values[31_415] = 1000.0
     values[27_182] = -1000.0
-    thin_steps, thin_values = _thinned(steps, values)
+    thin_steps, thin_values = thinned(steps, values)
     assert len(thin_steps) <= 1000
     assert np.all(np.diff(thin_steps) > 0)
     assert thin_values[thin_steps == 31_415] == 1000.0
     assert thin_values[thin_steps == 27_182] == -1000.0
 
 
-def test_the_running_median_follows_a_line_and_ignores_a_spike() -> None:
+def test_therunning_median_follows_a_line_and_ignores_a_spike() -> None:
     steps = np.arange(10.0, 1010.0, 10.0)
     values = 8 - steps / 200
     spiked = values.copy()
     spiked[40] = 500.0
     for given in (values, spiked):
-        at, medians = _running_median(steps, given)
+        at, medians = running_median(steps, given)
         np.testing.assert_array_equal(at, steps)
         np.testing.assert_allclose(medians, values, atol=0.2)
 
