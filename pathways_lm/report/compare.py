@@ -55,7 +55,7 @@ def _key(names: Sequence[str]) -> str:
         f'<span><i style="background:{colour(place)}"></i><b>{escaped(name)}</b></span>'
         for place, name in enumerate(names)
     ]
-    return f'<div class="key">{"".join(items)}</div>'
+    return f'<div class="key runs">{"".join(items)}</div>'
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:

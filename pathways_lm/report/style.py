@@ -89,6 +89,7 @@ tfoot td { border-top: 2px solid var(--edge); border-bottom: 0; font-weight: 600
 .key b { color: var(--strong); font-variant-numeric: tabular-nums; }
 .beside { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 0.9rem; }
 .beside { margin-bottom: 0.9rem; }
+.key.runs { position: sticky; top: 0; z-index: 1; padding: 0.5rem 0; background: var(--page); }
 .beside .key { margin: 0 0 0.5rem; }
 .beside pre { margin: 0; }
 footer { margin-top: 3rem; font-size: 0.85rem; overflow-wrap: anywhere; }

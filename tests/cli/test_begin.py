@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(micro, trained, tmp_path, 
     for path in (trained / "checkpoints" / "60" / "params").rglob("*"):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[:-1])
-    assert micro.main(*micro.train(tmp_path / "run", f"train.init_from={trained}", "train.num_steps=1")) == 0
+    assert micro.main(*micro.train(tmp_path / "tuned", f"train.init_from={trained}", "train.num_steps=1")) == 0
     said = capfd.readouterr()
     assert "checkpoints/60' is damaged" in said.err and "beginning from step 50" in said.err
     assert "begins from step 50" in said.out
@@ -144,8 +144,8 @@ class TestRefused:
     @pytest.fixture
     def tune(self, micro, refused, tmp_path):
         def call(*settings: str) -> str:
-            message = refused(*micro.train(tmp_path / "run", *settings))
-            assert not (tmp_path / "run" / "config.json").exists()
+            message = refused(*micro.train(tmp_path / "tuned", *settings))
+            assert not (tmp_path / "tuned" / "config.json").exists()
             return message
 
         return call
@@ -185,7 +185,7 @@ class TestRefused:
     def test_parameters_that_fit_may_be_taken_alone(self, micro, undisturbed, tmp_path):
         with pytest.raises(pytest.fail.Exception, match="began to compile"):
             micro.main(
-                *micro.train(tmp_path / "run", f"train.init_from={undisturbed}", "model.mlp_dim=48"),
+                *micro.train(tmp_path / "tuned", f"train.init_from={undisturbed}", "model.mlp_dim=48"),
                 "--set=train.init_parameters=embedding,attention",
             )
 
@@ -199,7 +199,7 @@ class TestRefused:
         assert f"'{undisturbed}' was trained with another vocabulary than data.vocabulary='{other}'" in message
         # Without embeddings, ids are of no concern.
         with pytest.raises(pytest.fail.Exception, match="began to compile"):
-            micro.main(*micro.train(tmp_path / "run", *settings, "train.init_parameters=attention"))
+            micro.main(*micro.train(tmp_path / "tuned", *settings, "train.init_parameters=attention"))
 
     def test_a_checkpoint_without_a_vocabulary(self, tune, micro, trained, tmp_path):
         """As `convert` leaves one whose tokenizer is no SentencePiece model that keeps text."""
@@ -213,7 +213,7 @@ class TestRefused:
         assert "has no vocabulary; name the file it was trained with in data.vocabulary" in message
         settings = (f"train.init_from={trained}", f"data.vocabulary={tmp_path}/its.model")
         with pytest.raises(pytest.fail.Exception, match="began to compile"):
-            micro.main(*micro.train(tmp_path / "run", *settings))
+            micro.main(*micro.train(tmp_path / "tuned", *settings))
 
     def test_another_beginning_for_a_run_that_has_one(self, micro, trained, undisturbed, refused):
         message = refused(*micro.train(trained, f"train.init_from={undisturbed}"))
