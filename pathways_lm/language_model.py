@@ -13,7 +13,7 @@ from pathways_lm.config import Experiment
 from pathways_lm.configure import override
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.decode.form import Form, form_of
-from pathways_lm.decode.generate import Generator
+from pathways_lm.decode.generate import Generator, Stopped, Written
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import CheckpointError
 from pathways_lm.mesh import make_mesh
@@ -30,7 +30,7 @@ class Continuation:
 
     text: str
     tokens: list[int]
-    """Without the end, and up to where a stop string begins."""
+    """Without the end; with a stop string, up to the token that completes it, while `text` ends before it."""
     log_probs: list[float]
     """Of each of `tokens`, by the model itself, whatever was drawn from."""
     why: str
@@ -60,7 +60,7 @@ class LanguageModel:
     @cached_property
     def generator(self) -> Generator:
         """What continues ids; programs that it has compiled stay with it."""
-        return Generator(self.model, self.vocabulary.size, self.vocabulary.eod_id, self.context)
+        return Generator(self.model, self.form, self.context)
 
     def generate(
         self,
@@ -70,15 +70,46 @@ class LanguageModel:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Continuation]:
-        """Continues each prompt until the end, one of the `stop` strings, or after `num_tokens`."""
-        raise NotImplementedError
+        """Continues each prompt until the end, before one of the `stop` strings, or for `num_tokens`.
 
-    def stream(self, prompts: Sequence[str], sampler: Sampler, num_tokens: int, seed: int = 0) -> Iterator[list[int]]:
-        """The next token of every prompt, until all have ended."""
+        Raises ConfigError for a prompt that leaves no room in the context.
+        """
         ids = [self.vocabulary.encode(prompt) for prompt in prompts]
-        self.generator.room(ids)
-        for step in self.generator.stream(self.params, ids, sampler, num_tokens, jax.random.key(seed)):
-            yield step.tolist()
+        key, sampler = jax.random.key(seed), sampler or Sampler()
+        written = self.generator.write(self.params, ids, sampler, num_tokens, key, self._stopped(stop))
+        return [self._continuation(one, stop) for one in written]
+
+    def stream(
+        self, prompt: str, sampler: Sampler | None = None, num_tokens: int = 200, seed: int = 0
+    ) -> Iterator[str]:
+        """Continues one prompt; yields its text as it is written."""
+        written = [Written()]
+        key, sampler = jax.random.key(seed), sampler or Sampler()
+        ids = self.vocabulary.encode(prompt)
+        steps = self.generator.stream(self.params, [ids], sampler, num_tokens, key, 1, written)
+        return self.vocabulary.stream(token for _, tokens, _ in steps for token in tokens)
+
+    def _stopped(self, stop: Sequence[str]) -> Stopped | None:
+        if not stop:
+            return None
+
+        def stopped(tokens: Sequence[int]) -> int | None:
+            text = self.vocabulary.decode(tokens)
+            if not any(each in text for each in stop):
+                return None
+            # The token that completes a stop string is the last that is kept.
+            enough = (
+                n for n in range(1, len(tokens) + 1) if any(s in self.vocabulary.decode(tokens[:n]) for s in stop)
+            )
+            return next(enough, len(tokens))
+
+        return stopped
+
+    def _continuation(self, written: Written, stop: Sequence[str]) -> Continuation:
+        text = self.vocabulary.decode(written.tokens)
+        if written.why == "stop":
+            text = text[: min(text.find(each) for each in stop if each in text)]
+        return Continuation(text, written.tokens, written.log_probs, written.why)
 
 
 def load(run: str, overrides: Sequence[str] = ()) -> LanguageModel:

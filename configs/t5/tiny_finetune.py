@@ -2,8 +2,8 @@
 
 Needs the run it begins from, three minutes before: pathways-lm train configs/t5/tiny.py
 Shows: fine-tuning of everything (arXiv:1910.10683, section 3.5.1) on three tasks whose answers are exact, at once:
-sorting numbers or words, numbers in words, dates of eight languages as ISO 8601. Held-out inputs are answered greedily at
-each validation, and the checkpoint with the best accuracy is kept.
+sorting numbers or words, numbers in words, dates of eight languages as ISO 8601. Held-out inputs are answered greedily
+at each validation, and the checkpoint with the best accuracy is kept.
 Came out: docs/finetuning.md.
 """
 

@@ -3,11 +3,8 @@
 import argparse
 import sys
 
-import jax
-
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
-from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 from pathways_lm.language_model import load
@@ -19,23 +16,18 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--num-tokens must be at least 1, not {arguments.num_tokens}")
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
-    sampler = Sampler(arguments.temperature, arguments.top_k, arguments.top_p)
+    sampler = Sampler(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
-    trained = load(arguments.run, arguments.overrides)
-    vocabulary = trained.vocabulary
-    generator = Generator(trained.model, vocabulary.size, vocabulary.eod_id, trained.experiment.data.sequence_length)
-    prompts = [vocabulary.encode(prompt) for prompt in arguments.prompt]
-    generator.room(prompts)
-    steps = generator.stream(trained.params, prompts, sampler, arguments.num_tokens, jax.random.key(arguments.seed))
-    if len(prompts) == 1:
+    model = load(arguments.run, arguments.overrides)
+    if len(arguments.prompt) == 1:
         sys.stdout.write(arguments.prompt[0])
-        for text in vocabulary.stream(int(step[0]) for step in steps):
+        for text in model.stream(arguments.prompt[0], sampler, arguments.num_tokens, arguments.seed):
             sys.stdout.write(text)
             sys.stdout.flush()
         print()
         return 0
-    written = list(steps)
-    for row, prompt in enumerate(arguments.prompt):
-        print(prompt + vocabulary.decode(int(step[row]) for step in written))
+    written = model.generate(arguments.prompt, sampler, arguments.num_tokens, seed=arguments.seed)
+    for prompt, one in zip(arguments.prompt, written, strict=True):
+        print(prompt + one.text)
         print("-" * 80)
     return 0

@@ -22,9 +22,6 @@ from pathways_lm.models.model import Model, Params
 from pathways_lm.train.loop import Hooks, Sample
 from pathways_lm.train.meter import Figures
 
-# Questions answered at once.
-_ROWS = 64
-
 
 def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loader) -> Hooks:
     """Perplexity of the whole validation text, answers to some of its pairs, and a sample.
@@ -33,12 +30,12 @@ def make_hooks(experiment: Experiment, model: Model, corpus: Corpus, loader: Loa
     the tasks'.
     """
     perplexity = Perplexity(model, experiment.train.precision, loader.mixture.tasks)
-    held_out_batches = list(loader.validation(experiment.data.batch_size))
+    batches = list(loader.validation(experiment.data.batch_size))
     causal = experiment.data.objective == "causal"
     answers = _answers(experiment, model, corpus) if experiment.train.evaluate_examples else None
 
     def validate(params: Params) -> Figures:
-        figures = perplexity(params, held_out_batches, corpus.validation_bytes if causal else None)
+        figures = perplexity(params, batches, corpus.validation_bytes if causal else None)
         return figures if answers is None else _together(figures, answers(params))
 
     sample: Sample | None = None
@@ -66,47 +63,44 @@ def _answers(experiment: Experiment, model: Model, corpus: Corpus) -> Answers:
         )
     questions = held_out(corpus, experiment.data, experiment.train.evaluate_examples)
     longest = max(len(corpus.vocabulary.encode(targets)) for pairs in questions.values() for _, targets in pairs)
-    # One more for the end. What goes on behind it is longer than any target, and wrong.
+    # One more than any target has: what goes on so far is wrong, however it ends.
     return Answers(questions, answering(experiment, model, corpus, longest + 1))
 
 
 def answering(experiment: Experiment, model: Model, corpus: Corpus, num_tokens: int) -> Answer:
     """Greedy answers of up to `num_tokens` tokens."""
-    vocabulary, data = corpus.vocabulary, experiment.data
-    form = form_of(data, vocabulary.size, vocabulary.eod_id)
-    generator = Generator(model, form, data.sequence_length)
-    greedy, key = Sampler(0.0, 0, 1.0), jax.random.key(0)
+    vocabulary = corpus.vocabulary
+    generator = _generator(experiment, model, corpus)
+    greedy, key = Sampler(temperature=0.0), jax.random.key(0)
 
     def answer(params: Params, prompts: Sequence[str]) -> list[str]:
         ids = [vocabulary.encode(prompt) for prompt in prompts]
-        answers = [""] * len(prompts)
-        # Those of like length together, or all would be padded to the longest.
-        order = sorted(range(len(prompts)), key=lambda number: len(ids[number]))
-        for start in range(0, len(order), _ROWS):
-            chosen = order[start : start + _ROWS]
-            # The last ones are filled up to as many, for which nothing need be compiled.
-            rows = [ids[number] for number in (chosen * _ROWS)[:_ROWS]]
-            written = np.array(list(generator.stream(params, rows, greedy, num_tokens, key)))
-            for column, number in enumerate(chosen):
-                tokens = written[:, column].tolist()
-                answers[number] = vocabulary.decode(tokens[: (*tokens, form.end).index(form.end)])
-        return answers
+        # Those of like length one after the other, or all would wait for the longest.
+        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+        written = generator.write(params, [ids[number] for number in order], greedy, num_tokens, key)
+        answers = dict(zip(order, (vocabulary.decode(each.tokens) for each in written), strict=True))
+        return [answers[number] for number in range(len(ids))]
 
     return answer
+
+
+def _generator(experiment: Experiment, model: Model, corpus: Corpus) -> Generator:
+    form = form_of(experiment.data, corpus.vocabulary.size, corpus.vocabulary.eod_id)
+    # Parameters are others each time: they are not taken apart into layers.
+    return Generator(model, form, experiment.data.sequence_length, listed=False)
 
 
 def _sampler(experiment: Experiment, model: Model, corpus: Corpus) -> Sample:
     settings = experiment.sample
     prompt = corpus.vocabulary.encode(settings.prompt)
-    vocabulary = corpus.vocabulary
-    generator = Generator(model, vocabulary.size, vocabulary.eod_id, experiment.data.sequence_length)
+    generator = _generator(experiment, model, corpus)
     # Told now, not when all is compiled.
-    generator.room([prompt])
-    sampler = Sampler(settings.temperature, settings.top_k, settings.top_p)
+    generator.room(prompt)
+    sampler = Sampler(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
 
     def sample(params: Params, rng: Array, step: int) -> list[tuple[str, str]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(np.asarray(rng))), step)
-        tokens = [int(token[0]) for token in generator.stream(params, [prompt], sampler, settings.num_tokens, key)]
-        return [(settings.prompt, vocabulary.decode(tokens))]
+        written = generator.write(params, [prompt], sampler, settings.num_tokens, key)
+        return [(settings.prompt, corpus.vocabulary.decode(written[0].tokens))]
 
     return sample

@@ -8,58 +8,134 @@ from jax import Array
 from jax.sharding import NamedSharding, reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.layers.attention import KeyValue, kv_heads
+from pathways_lm.layers.attention import kv_heads
 from pathways_lm.sharding import Rules
 
 
 class Cache(NamedTuple):
-    """`S` slots for every sequence of a batch.
+    """`S` slots for every sequence of a batch: a ring, of which a step writes the same next slot for all.
 
-    Prompts of different lengths end at the same slot, with empty slots before the shorter ones, so
-    that a step writes one slot for all.
+    Sequences end at the same slot whatever their lengths. The slots before a sequence are empty; in one that has gone
+    on for longer than the ring, its newest token takes the place of the oldest.
     """
 
-    keys: Array
-    """[layers, B, S, K, H]"""
-    values: Array
-    """[layers, B, S, K, H]"""
-    positions: Array
-    """int32 [B, S]: where the token of a slot stands; -1 is an empty slot."""
+    layers: Any
+    """Keys and values: [layers, B, S, K, H] each, or a list of each layer's [B, S, K, H]."""
+    positions_BS: Array
+    """int32: where the token of a slot stands; -1 is an empty slot."""
     used: Array
-    """int32 scalar: slots written so far."""
+    """int32: slots written so far. The next is this modulo S."""
+    remembered: Any = None
+    """Keys and values of what an encoder read, as `layers`."""
+    read_BS: Array | None = None
+    """int32: positions of what an encoder read; -1 is padding."""
 
 
-def empty(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, rules: Rules) -> Cache:
-    """A cache without tokens. With 0 slots, it is what a prompt is appended to."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
-    placed = _placed(config, rules)
-    # From JAX 0.12 on, constants have no sharding before they are put somewhere.
-    return Cache(
-        keys=reshard(jnp.zeros(shape, dtype), placed),
-        values=reshard(jnp.zeros(shape, dtype), placed),
-        positions=reshard(jnp.full((batch, slots), -1, jnp.int32), rules("batch", None)),
-        used=jnp.zeros((), jnp.int32),
-    )
+class Caches(NamedTuple):
+    """What caches of one model have in common."""
+
+    config: ModelConfig
+    rules: Rules
+    dtype: jnp.dtype
+    listed: bool
+    """A layer's arrays for themselves. Not stacked, they are changed where they lie when layers are unrolled."""
+
+    @property
+    def placed(self) -> NamedSharding:
+        """Where keys and values lie, of one layer where they are listed."""
+        stack = () if self.listed else (None,)
+        return self.rules(*stack, "batch", None, kv_heads(self.config, self.rules), None)
+
+    def pairs(self, batch: int, slots: int) -> Any:
+        """Keys and values of nothing."""
+        config = self.config
+        stack = () if self.listed else (config.num_layers,)
+        shape = (*stack, batch, slots, config.num_kv_heads, config.head_dim)
+
+        def pair() -> tuple[Array, Array]:
+            # From JAX 0.12 on, constants have no sharding before they are put somewhere.
+            return reshard(jnp.zeros(shape, self.dtype), self.placed), reshard(
+                jnp.zeros(shape, self.dtype), self.placed
+            )
+
+        return [pair() for _ in range(config.num_layers)] if self.listed else pair()
+
+    def empty(self, batch: int, slots: int, read: int = 0) -> Cache:
+        """A cache without tokens, with room for `read` tokens of an encoder."""
+        rows = self.rules("batch", None)
+        nowhere = reshard(jnp.full((batch, slots), -1, jnp.int32), rows)
+        used = reshard(jnp.zeros((), jnp.int32), self.rules())
+        if not read:
+            return Cache(self.pairs(batch, slots), nowhere, used)
+        read_BS = reshard(jnp.full((batch, read), -1, jnp.int32), rows)
+        return Cache(self.pairs(batch, slots), nowhere, used, self.pairs(batch, read), read_BS)
+
+    def shardings(self, read: bool) -> Any:
+        """Where the arrays of a cache lie, as a `Cache`."""
+        pair: Any = (self.placed, self.placed)
+        held: Any = [pair] * self.config.num_layers if self.listed else pair
+        rows: Any = self.rules("batch", None)
+        used: Any = self.rules()
+        return Cache(held, rows, used, held if read else None, rows if read else None)
+
+    def seat(self, cache: Cache, fresh: Cache, from_B: Array, lengths_R: Array) -> Cache:
+        """Gives rows of a cache to sequences that begin.
+
+        Args:
+          fresh: `R` rows whose slots are in order from 0.
+          from_B: which of them each row of `cache` gets; -1 keeps what it has.
+          lengths_R: tokens of each; what is in later slots of `fresh` is left out.
+        """
+        slots = cache.positions_BS.shape[1]
+        source_B, taken_B1 = jnp.maximum(from_B, 0), (from_B >= 0)[:, None]
+        length_B1 = lengths_R[source_B][:, None]
+        # The last token comes into the slot before the next.
+        index_BS = jnp.mod(jnp.arange(slots)[None] - cache.used + length_B1, slots)
+        has_BS = taken_B1 & (index_BS < length_B1)
+        positions_BS = jnp.where(taken_B1, jnp.where(has_BS, index_BS, -1), cache.positions_BS)
+        width = fresh.positions_BS.shape[1]
+        index_BS = jnp.minimum(index_BS, width - 1)
+        stack = () if self.listed else (slice(None),)
+
+        def move(old: Array, new: Array) -> Array:
+            if not width:
+                return old
+            moved = new.at[*stack, source_B[:, None], index_BS].get(out_sharding=self.placed)
+            return jnp.where(reshard(has_BS, self.rules("batch", None))[..., None, None], moved.astype(old.dtype), old)
+
+        def copy(old: Array, new: Array) -> Array:
+            grown = jnp.pad(new, [(0, 0)] * (new.ndim - 3) + [(0, old.shape[-3] - new.shape[-3]), (0, 0), (0, 0)])
+            moved = grown.at[*stack, source_B].get(out_sharding=self.placed)
+            return jnp.where(reshard(taken_B1, self.rules("batch", None))[..., None, None], moved, old)
+
+        positions_BS = reshard(positions_BS, self.rules("batch", None))
+        cache = cache._replace(layers=jax.tree.map(move, cache.layers, fresh.layers), positions_BS=positions_BS)
+        if cache.read_BS is None or fresh.read_BS is None:
+            return cache
+        wider = cache.read_BS.shape[1] - fresh.read_BS.shape[1]
+        read_RS = jnp.pad(fresh.read_BS, ((0, 0), (0, wider)), constant_values=-1)
+        moved_BS = read_RS.at[source_B].get(out_sharding=self.rules("batch", None))
+        return cache._replace(
+            remembered=jax.tree.map(copy, cache.remembered, fresh.remembered),
+            read_BS=jnp.where(reshard(taken_B1, self.rules("batch", None)), moved_BS, cache.read_BS),
+        )
 
 
-def shardings(config: ModelConfig, rules: Rules) -> Any:
-    """Where a cache's arrays lie, as a `Cache` of shardings."""
-    held: Any = _placed(config, rules)
-    positions: Any = rules("batch", None)
-    used: Any = rules()
-    return Cache(held, held, positions, used)
+def write(cache: Cache, told: Any, positions_BL: Array) -> Cache:
+    """Puts the keys and values of `L` new tokens, what `Transformer.extend` tells of them, into the next slots."""
+    length, slots = positions_BL.shape[1], cache.positions_BS.shape[1]
+    start = jnp.mod(cache.used, slots)
 
+    def put(old: Array, new: Array, axis: int) -> Array:
+        new = new.astype(old.dtype)
+        if length == 1:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=axis)
+        where = (slice(None),) * axis + (jnp.mod(start + jnp.arange(length), slots),)
+        return old.at[where].set(new)
 
-def _placed(config: ModelConfig, rules: Rules) -> NamedSharding:
-    return rules(None, "batch", None, kv_heads(config, rules), None)
-
-
-def write(cache: Cache, fresh: KeyValue, positions_BL: Array) -> Cache:
-    """Puts the keys and values of `L` new tokens, each [layers, B, L, K, H], into the next slots."""
-    at = cache.used
-    return Cache(
-        keys=jax.lax.dynamic_update_slice_in_dim(cache.keys, fresh[0].astype(cache.keys.dtype), at, axis=2),
-        values=jax.lax.dynamic_update_slice_in_dim(cache.values, fresh[1].astype(cache.values.dtype), at, axis=2),
-        positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions_BL, at, axis=1),
-        used=at + positions_BL.shape[1],
+    listed = isinstance(told, list)
+    fresh = [out.fresh for out in told] if listed else told.fresh
+    layers = jax.tree.map(lambda old, new: put(old, new, 1 if listed else 2), cache.layers, fresh)
+    return cache._replace(
+        layers=layers, positions_BS=put(cache.positions_BS, positions_BL, 1), used=cache.used + length
     )

@@ -1,5 +1,7 @@
 """Attention with any number of key and value heads."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -8,13 +10,19 @@ from pathways_lm.sharding import Rules
 
 
 def attention_weights(
-    q_BTNH: Array, k_BSKH: Array, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool = True
+    q_BTNH: Array,
+    keys: Sequence[Array],
+    mask_BTS: Array,
+    bias_BTSN: Array | None,
+    rules: Rules,
+    scaled: bool = True,
 ) -> Array:
     """softmax(q k^T / sqrt(H) + bias) over the keys a query may see.
 
     Args:
       q_BTNH: queries, `N` heads of size `H` at `T` positions, cut along heads.
-      k_BSKH: keys of `S` positions, whole along them; each of the `K` heads serves N / K neighbouring query heads.
+      keys: of `S` positions in one or more parts [B, S', K, H], whole along them; each of the `K` heads serves N / K
+        neighbouring query heads. Parts are not put together first: cached keys are many, and stay where they are.
       mask_BTS: true where a query may look; `B` may be 1 for one mask for all.
       bias_BTSN: added to the scores; `B` may be 1.
       scaled: divide by sqrt(H).
@@ -26,16 +34,18 @@ def attention_weights(
     Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
     arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
-    k_BSKH = spread(k_BSKH, None, rules)
-    K = k_BSKH.shape[2]
+    keys = [spread(part, None, rules) for part in keys]
+    K = keys[0].shape[2]
     heads = _heads(K)
     cut = rules("batch", heads, "length", None, None)
     q_BTKGH = _grouped(q_BTNH, K, rules)
     if scaled:
         q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
-    scores_BKTGS = jnp.einsum(
-        "btkgh,bskh->bktgs", q_BTKGH, k_BSKH, out_sharding=cut, preferred_element_type=jnp.float32
-    )
+    scores = [
+        jnp.einsum("btkgh,bskh->bktgs", q_BTKGH, k_BSKH, out_sharding=cut, preferred_element_type=jnp.float32)
+        for k_BSKH in keys
+    ]
+    scores_BKTGS = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     if bias_BTSN is not None:
         B, T, S, N = bias_BTSN.shape
         batch = "batch" if B > 1 else None
@@ -45,11 +55,16 @@ def attention_weights(
     return jax.nn.softmax(scores_BKTGS, axis=-1)
 
 
-def weighted_values(weights_BKTGS: Array, v_BSKH: Array, rules: Rules) -> Array:
-    """The values summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
-    v_BSKH = spread(v_BSKH, None, rules)
-    cut = rules("batch", "length", _heads(v_BSKH.shape[2]), None, None)
-    y_BTKGH = jnp.einsum("bktgs,bskh->btkgh", weights_BKTGS.astype(v_BSKH.dtype), v_BSKH, out_sharding=cut)
+def weighted_values(weights_BKTGS: Array, values: Sequence[Array], rules: Rules) -> Array:
+    """The values, in parts as the keys, summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
+    values = [spread(part, None, rules) for part in values]
+    cut = rules("batch", "length", _heads(values[0].shape[2]), None, None)
+    sums, start = [], 0
+    for v_BSKH in values:
+        part_BKTGS = weights_BKTGS[..., start : start + v_BSKH.shape[1]].astype(v_BSKH.dtype)
+        sums.append(jnp.einsum("bktgs,bskh->btkgh", part_BKTGS, v_BSKH, out_sharding=cut))
+        start += v_BSKH.shape[1]
+    y_BTKGH = sum(sums[1:], start=sums[0])
     B, T, K, G, H = y_BTKGH.shape
     return jnp.reshape(y_BTKGH, (B, T, K * G, H), out_sharding=rules("batch", "length", "heads", None))
 

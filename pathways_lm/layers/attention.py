@@ -21,6 +21,8 @@ from pathways_lm.layers.tiles import Ring
 from pathways_lm.sharding import Rules
 
 KeyValue = tuple[Array, Array]
+Parts = tuple[Array, ...]
+"""Keys or values [B, S, K, H] of neighbouring positions."""
 
 
 class Sight(NamedTuple):
@@ -100,6 +102,7 @@ class Attention(nnx.Module):
         cached: KeyValue | None = None,
         key: Array | None = None,
         show_weights: bool = False,
+        remembered: KeyValue | None = None,
     ) -> Attended:
         """Attends to the memory if there is one, else to the cached positions, if any, and then to the given ones.
 
@@ -109,27 +112,32 @@ class Attention(nnx.Module):
           cached: keys and values [B, S - T, K, H].
           key: for dropout of the weights.
           show_weights: also give the weights.
+          remembered: the memory's keys and values from before, in place of the memory.
         """
         config, rules = self.config, self.rules
         source_BSD = h_BTD if memory_BSD is None else memory_BSD
         q_BTNH = self._project(h_BTD, "query", "heads")
-        k_BSKH = self._project(source_BSD, "key", self.kv_heads)
-        v_BSKH = self._project(source_BSD, "value", self.kv_heads)
+        if remembered is None:
+            k_BSKH = self._project(source_BSD, "key", self.kv_heads)
+            v_BSKH = self._project(source_BSD, "value", self.kv_heads)
+        else:
+            k_BSKH, v_BSKH = (kept.astype(q_BTNH.dtype) for kept in remembered)
         if sight.angles is not None:
             q_BTNH, k_BSKH = rotate(q_BTNH, sight.angles), rotate(k_BSKH, sight.angles)
-        keys, values = k_BSKH, v_BSKH
+        keys: Parts = (k_BSKH,)
+        values: Parts = (v_BSKH,)
         if cached is not None:
-            keys = jnp.concatenate([cached[0].astype(k_BSKH.dtype), k_BSKH], axis=1)
-            values = jnp.concatenate([cached[1].astype(v_BSKH.dtype), v_BSKH], axis=1)
+            keys, values = (cached[0].astype(k_BSKH.dtype), k_BSKH), (cached[1].astype(v_BSKH.dtype), v_BSKH)
 
-        def whole(kv_BSKH: Array) -> Array:
-            return stand(reshard(kv_BSKH, rules("batch", None, self.kv_heads, None)), rules)
+        def whole(parts: Parts) -> list[Array]:
+            cut = rules("batch", None, self.kv_heads, None)
+            return [stand(reshard(part_BSKH, cut), rules) for part_BSKH in parts]
 
-        def weigh(q: Array, keys: Array, sight: Sight) -> Array:
+        def weigh(q: Array, keys: Parts, sight: Sight) -> Array:
             assert sight.mask_BTS is not None
             return attention_weights(q, whole(keys), sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
 
-        def attend(q: Array, keys: Array, values: Array, sight: Sight, key: Array | None) -> Array:
+        def attend(q: Array, keys: Parts, values: Parts, sight: Sight, key: Array | None) -> Array:
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
             return weighted_values(weights_BKTGS, whole(values), rules)
 

@@ -78,9 +78,17 @@ class Stack(nnx.Module):
         """The same with given parameters, as many layers as those have.
 
         Args:
+          stacked: their stacked parameters, or a list of each one's, by which they are unrolled. `per_layer` and `out`
+            are lists then, too.
           missing: true for layers that are only there to fill up, which leave `x` as it is.
         """
         graphdef, _ = nnx.split(self.layers, nnx.Param)
+        if isinstance(stacked, list):
+            outs = []
+            for state, own in zip(stacked, per_layer, strict=True):
+                x, out = nnx.merge(graphdef, nnx.State(state))(x, *shared, own)
+                outs.append(out)
+            return x, outs
 
         def body(x: Array, sliced: tuple[Any, Any, Array | None]) -> tuple[Array, Any]:
             state, own, absent = sliced

@@ -41,6 +41,8 @@ class Own(NamedTuple):
 
     cached: KeyValue | None = None
     """Keys and values [B, S, K, H] of the tokens before."""
+    remembered: KeyValue | None = None
+    """Keys and values [B, S, K, H] of the encoder's output, from `Out.remembered`."""
     key: Array | None = None
     """For dropout and routers; None in evaluation."""
 
@@ -51,6 +53,8 @@ class Out(NamedTuple):
     fresh: KeyValue | None = None
     """The input's keys and values, where there is a cache."""
     routing: RouterSums | None = None
+    remembered: KeyValue | None = None
+    """The encoder's output's keys and values, where there is a cache."""
     weights_BNTS: Array | None = None
     cross_weights_BNTS: Array | None = None
     gates_BLE: Array | None = None
@@ -107,13 +111,18 @@ class Block(nnx.Module):
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
 
         def look(h_BLD: Array) -> Array:
-            assert scene.memory_BSD is not None and scene.memory_sight is not None
-            # It lies so already. From JAX 0.12 on, the gradient of what a scan closes over must be told how it lies.
-            memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
+            assert scene.memory_sight is not None
+            memory_BSD = None
+            if own.remembered is None:
+                assert scene.memory_BSD is not None
+                # It lies so already. From JAX 0.12 on, gradients of what a scan closes over must be told how it lies.
+                memory_BSD = reshard(scene.memory_BSD, self.rules("batch", "length", None))
+            key = site(own.key, CROSS_WEIGHTS)
             seen = self.cross(
-                h_BLD, scene.memory_sight, memory_BSD, None, site(own.key, CROSS_WEIGHTS), show_weights=scene.show
+                h_BLD, scene.memory_sight, memory_BSD, None, key, show_weights=scene.show, remembered=own.remembered
             )
             shown.update(cross_weights_BNTS=seen.weights_BNTS)
+            shown.update(remembered=None if own.cached is None else seen.fresh)
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, CROSS), self.rules)
 
         def feed(h_BLD: Array) -> Array:

@@ -1,6 +1,6 @@
 """A stack of blocks: the decoder of a language model, or the encoder or decoder of a pair."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.zigzag import cut, lay
-from pathways_lm.layers.attention import KeyValue, Sight
+from pathways_lm.layers.attention import Sight
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
@@ -18,6 +18,18 @@ from pathways_lm.layers.stack import Stack
 from pathways_lm.layers.tiles import Ring
 from pathways_lm.models.block import Block, Out, Own, Scene
 from pathways_lm.sharding import Rules
+
+
+class Layers(NamedTuple):
+    """What every layer of a decoder has when it goes on: stacked along a leading dimension, or, where its parameters
+    are given one by one, lists."""
+
+    cached: Any
+    """Keys and values [B, S, K, H] of each layer, `KeyValue`."""
+    remembered: Any = None
+    """Keys and values of the encoder's output, from `Out.remembered`."""
+    parameters: list[Any] | None = None
+    """Of each layer, or of each repeat of a pattern. None: those of the stack."""
 
 
 class Pattern(nnx.Module):
@@ -29,11 +41,12 @@ class Pattern(nnx.Module):
         for index in range(self.every):
             setattr(self, f"block_{index}", Block(config, rngs, rules, cross, sparse=index == sparse))
 
-    def __call__(self, x_BLD: Array, scene: Scene, owns: Own) -> tuple[Array, tuple[Out, ...]]:
-        """Applies the blocks. `owns` has a leading dimension of `every`."""
+    def __call__(self, x_BLD: Array, scene: Scene, owns: Own | list[Own]) -> tuple[Array, tuple[Out, ...]]:
+        """Applies the blocks. `owns` has a leading dimension of `every`, or is a list of so many."""
         outs = []
         for index in range(self.every):
-            own = jax.tree.map(lambda leaf, index=index: leaf[index], owns)
+            listed = isinstance(owns, list)
+            own = owns[index] if listed else jax.tree.map(lambda leaf, index=index: leaf[index], owns)
             x_BLD, out = getattr(self, f"block_{index}")(x_BLD, scene, own)
             outs.append(out)
         return x_BLD, tuple(outs)
@@ -75,7 +88,6 @@ class Tower(nnx.Module):
         queries: Places,
         keys: Places,
         memory: tuple[Array, Places] | None = None,
-        cached: KeyValue | None = None,
         key: Array | None = None,
         show: bool = False,
     ) -> tuple[Array, Out]:
@@ -83,10 +95,8 @@ class Tower(nnx.Module):
 
         Args:
           x_BTD: embeddings, cut as the residual stream.
-          queries, keys: places of the input, and of the cached positions followed by the input; in the order of the
-            text, and whole.
+          queries, keys: places of the input; in the order of the text, and whole.
           memory: an encoder's output and places.
-          cached: keys and values of every layer, each [layers, B, S, K, H].
           key: for dropout and routers; None in evaluation.
           show: also give attention weights and gates.
 
@@ -95,9 +105,34 @@ class Tower(nnx.Module):
           dimension of layers, routing of MoE layers only.
         """
         scene = self._scene(queries, keys, memory, self.relative(queries, keys, show), show)
-        own = Own(cached, self.layer_keys(key))
+        own = Own(key=self.layer_keys(key))
         x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
         return x_BTD, self._by_layer(outs)
+
+    def extend(
+        self, x_BTD: Array, queries: Places, keys: Places, memory: tuple[Array | None, Places] | None, layers: Layers
+    ) -> tuple[Array, Out | list[Out]]:
+        """Applies all blocks to what follows cached positions.
+
+        Args:
+          queries, keys: places of the input, and of the cached positions followed by the input.
+          memory: an encoder's places, and its output where its keys and values are not in `layers`.
+
+        Returns:
+          The last block's output, and what the blocks tell of their keys and values: as `layers`, with a leading
+          dimension or one by one.
+        """
+        scene = self._scene(queries, keys, memory, self.relative(queries, keys), show=False)
+        own = Own(layers.cached, layers.remembered)
+        if layers.parameters is None:
+            x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
+            return x_BTD, self._by_layer(outs)
+        remembered = layers.remembered or [None] * self.num_layers
+        owns: list[Any] = [Own(*pair) for pair in zip(layers.cached, remembered, strict=True)]
+        if self.patterned:
+            owns = [owns[first : first + self.every] for first in range(0, self.num_layers, self.every)]
+        x_BTD, outs = self.blocks.run(layers.parameters, x_BTD, scene, per_layer=owns)
+        return x_BTD, [out for group in outs for out in group] if self.patterned else outs
 
     def close(self, x_BTD: Array) -> Array:
         """The norm behind the last block."""
@@ -122,7 +157,7 @@ class Tower(nnx.Module):
           missing: bool, true for blocks that only fill up.
         """
         scene = self._scene(queries, queries, memory, relative, show=False)
-        own = self._fold_all(Own(None, keys))
+        own = self._fold_all(Own(key=keys))
         x_BTD, outs = self.blocks.run(stacked, x_BTD, scene, per_layer=own, missing=missing)
         return x_BTD, self._by_layer(outs)
 
@@ -151,7 +186,7 @@ class Tower(nnx.Module):
         self,
         queries: Places,
         keys: Places,
-        memory: tuple[Array, Places] | None,
+        memory: tuple[Array | None, Places] | None,
         relative: Array | None,
         show: bool,
     ) -> Scene:
@@ -168,7 +203,7 @@ class Tower(nnx.Module):
             buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
             sight = Sight(visible(laid, keys, self.causal), angles, relative)
         if memory is not None:
-            memory_BSD = reshard(memory[0], rules("batch", "length", None))
+            memory_BSD = None if memory[0] is None else reshard(memory[0], rules("batch", "length", None))
             if ring:
                 memory_sight = Sight(None, ring=self._ring(laid, memory[1], causal=False, table_RN=None))
             else:

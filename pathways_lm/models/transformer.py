@@ -10,7 +10,6 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.zigzag import cut
-from pathways_lm.layers.attention import KeyValue
 from pathways_lm.layers.dropout import dropout, site
 from pathways_lm.layers.embed import Embedding, Head, MaskedHead, Order, Pooler
 from pathways_lm.layers.mask import Places, in_order
@@ -18,7 +17,7 @@ from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import Table
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.block import Out
-from pathways_lm.models.tower import Tower
+from pathways_lm.models.tower import Layers, Tower
 from pathways_lm.sharding import Rules
 
 
@@ -52,6 +51,7 @@ class Transformer(nnx.Module):
     """
 
     towers: ClassVar[tuple[str, ...]]
+    decoder: Tower
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rules: Rules):
         self.embedding = Embedding(config, rngs, rules)
@@ -128,6 +128,33 @@ class Transformer(nnx.Module):
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)
         return self.embedding.decode(x_BLD) if self.config.tied_head else self.head(x_BLD)
 
+    def extend(
+        self,
+        tokens_BL: Array,
+        positions_BL: Array,
+        cached_positions_BS: Array,
+        layers: Layers,
+        memory: tuple[Array | None, Places] | None = None,
+        both_ways: bool = False,
+    ) -> tuple[Array, Out | list[Out]]:
+        """The decoder's way for tokens that follow the cached positions.
+
+        Args:
+          tokens_BL, positions_BL: the new tokens and where they stand; position -1 is padding.
+          cached_positions_BS: where the cached tokens stand; -1 is an empty slot.
+          memory: what `read` gave for the encoder's text; without its output where `layers` have keys and values of it.
+          both_ways: the new tokens see all others, whatever stands before what.
+
+        Returns:
+          What `logits` makes logits of, [B, L, D], and the keys and values of the new tokens (`Out.fresh`) and of the
+          memory (`Out.remembered`) of every layer.
+        """
+        positions_BS = jnp.concatenate([cached_positions_BS, positions_BL], axis=1)
+        queries, keys = Places(positions_BL), Places(positions_BS, None, positions_BS >= 0 if both_ways else None)
+        x_BLD = self.embed(tokens_BL, queries, None)
+        x_BLD, told = self.decoder.extend(x_BLD, queries, keys, memory, layers)
+        return self.decoder.close(x_BLD), told
+
 
 class Decoder(Transformer):
     """A causal language model."""
@@ -143,26 +170,6 @@ class Decoder(Transformer):
 
     def leave(self, x_BLD: Array, key: Array | None) -> Array:
         return self.logits(self.decoder.close(x_BLD), site(key, 2))
-
-    def extend(
-        self, tokens_BL: Array, positions_BL: Array, cached: KeyValue, cached_positions_BS: Array
-    ) -> tuple[Array, KeyValue]:
-        """Logits after each of `tokens_BL`, which follow the cached positions.
-
-        Args:
-          tokens_BL, positions_BL: the new tokens and where they stand; position -1 is padding.
-          cached: keys and values of every layer, each [layers, B, S, K, H].
-          cached_positions_BS: where the cached tokens stand; -1 is an empty slot.
-
-        Returns:
-          Logits [B, L, V], and the keys and values of the new tokens, each [layers, B, L, K, H].
-        """
-        queries = Places(positions_BL)
-        keys = Places(jnp.concatenate([cached_positions_BS, positions_BL], axis=1))
-        x = self.embed(tokens_BL, queries, None)
-        x, told = self.decoder(x, queries, keys, cached=cached)
-        assert told.fresh is not None
-        return self.logits(self.decoder.close(x)), told.fresh
 
 
 class EncoderDecoder(Transformer):
@@ -190,6 +197,14 @@ class EncoderDecoder(Transformer):
 
     def leave(self, x_BLD: Array, key: Array | None) -> Array:
         return self.logits(self.decoder.close(x_BLD), site(key, 5))
+
+    def read(self, tokens_BS: Array, segments_BS: Array) -> tuple[Array, Places]:
+        """The encoder's output for texts with padding (segment 0) behind them, and the places it has."""
+        batch = Batch(tokens_BS[:, :1], None, encoder_tokens=tokens_BS, encoder_segments=segments_BS)
+        places = self.places("encoder", batch)
+        x_BSD, _ = self.encoder(self.enter("encoder", batch, None, None).x_BLD, places, places)
+        positions_BS = jnp.where(segments_BS > 0, places.positions_BL, -1)
+        return self.encoder.close(x_BSD), Places(positions_BS)
 
 
 class Encoder(Transformer):

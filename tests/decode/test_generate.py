@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pathways_lm.decode import generate
-from pathways_lm.decode.cache import Cache, shardings, write
-from pathways_lm.decode.generate import Generator
+from pathways_lm.decode.form import Form
+from pathways_lm.decode.generate import Generator, Written
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.batch import Batch
 
 PIECES, END = 250, 1
-GREEDY = Sampler(0.0)
+GREEDY = Sampler(temperature=0)
 # Of different lengths, one of them empty, one longer than a step of the prompt's width.
 PROMPTS = [[7, 8, 9], [], list(range(40, 80)), [200], [3] * 31]
 
@@ -38,76 +38,22 @@ def uncached(model, params) -> Callable[[list[int]], np.ndarray]:
     return last
 
 
-@pytest.fixture(
-    scope="module", params=[("palm_2d", 1, 1), ("palm_2d", 2, 4), ("fsdp", 8, 1), ("tensor_parallel", 1, 8)]
-)
-def model(request, make):
-    return make(*request.param)
-
-
-@pytest.fixture(scope="module")
-def params(model, draw):
-    return draw(model, 1)
-
-
-def test_cached_logits_equal_uncached_ones(model, params):
-    """Prompts of uneven length, set flush right as in generation, then ten tokens one by one."""
-    model = model.with_whole_sequences()
-    config, rules = model.config, model.rules
-    rows = 8
-    tokens = np.random.default_rng(0).integers(2, PIECES, (rows, 19), dtype=np.int32)
-    lengths = np.array([9, 1, 4, 8, 2, 9, 5, 3])
-    prompt, positions = np.zeros((rows, 9), np.int32), np.full((rows, 9), -1, np.int32)
-    for row, length in enumerate(lengths):
-        prompt[row, 9 - length :] = tokens[row, :length]
-        positions[row, 9 - length :] = np.arange(length)
-    place = partial(jax.device_put, device=rules("batch", None))
-    batch_of_layers = shardings(config, rules).keys
-
-    @jax.jit
-    def extend(params, tokens, at, cache):
-        logits, fresh = model.bind(params).extend(tokens, at, (cache.keys, cache.values), cache.positions)
-        return logits[:, -1], fresh
-
-    def blank(slots):
-        keys = jax.device_put(
-            np.zeros((config.num_layers, rows, slots, 1, config.head_dim), np.float32), batch_of_layers
-        )
-        return Cache(keys, keys + 0, place(np.full((rows, slots), -1, np.int32)), jax.device_put(np.int32(0), rules()))
-
-    reference = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
-    expected = np.asarray(reference(params, place(tokens)))
-    scale = np.abs(expected).max()
-
-    logits, fresh = extend(params, place(prompt), place(positions), blank(0))
-    cache = jax.jit(write)(blank(24), fresh, place(positions))
-    for number in range(10):
-        at = lengths + number
-        found = np.abs(np.asarray(logits) - expected[np.arange(rows), at - 1]).max()
-        assert found <= 1e-5 * scale, number
-        step = place(tokens[np.arange(rows), at][:, None]), place(at[:, None].astype(np.int32))
-        logits, fresh = extend(params, *step, cache)
-        cache = jax.jit(write)(cache, fresh, step[1])
-    assert int(cache.used) == 19
-
-
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 4)])
 def test_greedy_equals_uncached_greedy(make, draw, data, tensor):
     model = make("palm_2d", data, tensor)
     params = draw(model, 1)
-    steps = continuations(model, params, PROMPTS, GREEDY, 6)
-    sequences, last = [list(prompt) for prompt in PROMPTS], uncached(model, params)
-    for step in steps:
-        for row, sequence in enumerate(sequences):
+    written = continuations(model, params, PROMPTS, GREEDY, 6)
+    last = uncached(model, params)
+    for prompt, one in zip(PROMPTS, written, strict=True):
+        sequence = list(prompt)
+        for token in one.tokens + [END] * (one.why == "end"):
             logits = last(sequence)
-            assert 1 <= step[row] < PIECES
-            if END in sequence[len(PROMPTS[row]) :]:
-                assert step[row] == END
-                continue
+            assert 1 <= token < PIECES
             # The likeliest that may be drawn, or as good as it: rounding differs.
             best = logits[1:PIECES].max()
-            assert logits[step[row]] >= best - 1e-4 * np.abs(logits).max()
-            sequence.append(int(step[row]))
+            assert logits[token] >= best - 1e-4 * np.abs(logits).max()
+            sequence.append(token)
+        assert one.why == "end" or len(one.tokens) == 6
 
 
 @pytest.fixture(scope="module")
@@ -121,25 +67,43 @@ def small(one, draw):
 
 
 # What is compiled once is used by several tests.
-generator = functools.cache(Generator)
+@functools.cache
+def generator(model, pieces=PIECES, end=END, context=128, rows=4):
+    return Generator(model, Form(pieces, end), context, rows=rows)
 
 
-def continuations(model, params, prompts, sampler, count, seed=0, pieces=PIECES, context=128) -> np.ndarray:
-    """[tokens, prompts]"""
-    return np.array(list(generator(model, pieces, END, context).stream(params, prompts, sampler, count, key(seed))))
+def continuations(model, params, prompts, sampler, count, seed=0, **options) -> list[Written]:
+    return generator(model, **options).write(params, prompts, sampler, count, key(seed))
+
+
+def tokens(written):
+    return [one.tokens for one in written]
+
+
+def test_log_probs_are_the_models(one, small):
+    """Of what was drawn, among what may be written, whatever the temperature."""
+    written = continuations(one, small, PROMPTS[:2], Sampler(temperature=3.0, top_k=20), 5)
+    last = uncached(one, small)
+    for prompt, row in zip(PROMPTS, written, strict=False):
+        for index, token in enumerate(row.tokens):
+            logits = last(prompt + row.tokens[:index]).astype(np.float64)[1:PIECES]
+            expected = logits[token - 1] - np.log(np.sum(np.exp(logits)))
+            np.testing.assert_allclose(row.log_probs[index], expected, atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_the_others(one, small):
-    sampler = Sampler(0.9, 50, 0.95)
-    together = continuations(one, small, PROMPTS, sampler, 12)
+    """Nor on how many there are at a time: with two rows for five prompts, who has ended makes room for the next."""
+    sampler = Sampler(temperature=0.9, top_k=50, top_p=0.95)
+    together = tokens(continuations(one, small, PROMPTS, sampler, 12, rows=8))
+    assert tokens(continuations(one, small, PROMPTS, sampler, 12, rows=2)) == together
     for row in (1, 3):
-        fewer = continuations(one, small, PROMPTS[:row], sampler, 12)
-        np.testing.assert_array_equal(fewer, together[: len(fewer), :row])
+        assert tokens(continuations(one, small, PROMPTS[:row], sampler, 12)) == together[:row]
     others = [PROMPTS[0], [5, 6], [9], [10] * 45, PROMPTS[4]]
-    np.testing.assert_array_equal(continuations(one, small, others, sampler, 12)[:, [0, 4]], together[:, [0, 4]])
+    found = tokens(continuations(one, small, others, sampler, 12))
+    assert (found[0], found[4]) == (together[0], together[4])
     # Rows with the same prompt draw apart.
-    same = continuations(one, small, [[7] * 40] * 3, sampler, 12)
-    assert len(set(map(tuple, same.T.tolist()))) == 3
+    same = tokens(continuations(one, small, [[7] * 40] * 3, sampler, 12))
+    assert len(set(map(tuple, same))) == 3
 
 
 @pytest.mark.parametrize(
@@ -154,73 +118,96 @@ def test_a_row_does_not_depend_on_the_others(one, small):
 def test_several_devices_draw_the_same(make, draw, one, small, preset, mesh):
     """Also where training cuts sequences, which one token does not let itself be."""
     model = make(preset, **mesh)
-    sampler = Sampler(1.0, 0, 0.9)
-    found = continuations(model, draw(model, 1), PROMPTS, sampler, 8)
-    np.testing.assert_array_equal(found, continuations(one, small, PROMPTS, sampler, 8))
+    sampler = Sampler(temperature=1.0, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=3)
+    found = tokens(continuations(model, draw(model, 1), PROMPTS, sampler, 8))
+    assert found == tokens(continuations(one, small, PROMPTS, sampler, 8))
+
+
+def test_a_long_prompt_is_read_in_pieces(one, small, monkeypatch):
+    sampler = Sampler(temperature=0.5)
+    prompts = [[3, 4, 5] * 30, [6, 7] * 41, [9] * 5]
+    expected = tokens(continuations(one, small, prompts, sampler, 6))
+    monkeypatch.setattr(generate, "PIECE", 32)
+    in_pieces = Generator(one, Form(PIECES, END), 128, rows=4)
+    assert tokens(in_pieces.write(small, prompts, sampler, 6, key())) == expected
+
+
+def test_an_encoder_reads_the_prompt(make, draw):
+    """Greedily, as the whole model says of the same encoder's text and what was written so far."""
+    model = make(shape="encoder_decoder", block="pre_norm", positions="relative", num_kv_heads=8)
+    params = draw(model, 2)
+    form = Form(PIECES, END, encoder=True, closing=(END,))
+    prompts = [[7, 8, 9], [5], list(range(10, 50))]
+    written = Generator(model, form, 64, rows=2).write(params, prompts, GREEDY, 5, key())
+    call = jax.jit(lambda params, batch: model.bind(params)(batch).logits_BLV)
+    for prompt, one in zip(prompts, written, strict=True):
+        decoded = np.zeros((1, 8), np.int32)
+        decoded[0, 1 : len(one.tokens) + 1] = one.tokens
+        read = np.array([[*prompt, END]], np.int32)
+        place = partial(jax.device_put, device=model.rules("batch", None))
+        batch = Batch(place(decoded), None, encoder_tokens=place(read), encoder_segments=place(np.ones_like(read)))
+        logits = np.asarray(call(params, batch))[0, :, 1:PIECES]
+        for index, token in enumerate(one.tokens):
+            assert logits[index, token - 1] >= logits[index].max() - 1e-4 * np.abs(logits).max()
 
 
 def test_padding_and_rows_beyond_the_vocabulary_are_never_drawn(one, small):
     """Hot and in a vocabulary of five pieces: every piece but padding comes, and nothing else."""
-    drawn = continuations(one, small, [[2, 3]] * 40, Sampler(50.0), 60, pieces=5)
-    assert set(drawn.ravel().tolist()) == {1, 2, 3, 4}
-
-
-def test_an_ended_row_stays_ended_and_all_ended_is_the_end(one, small):
-    drawn = continuations(one, small, [[2, 3]] * 4, Sampler(50.0), 100, pieces=4)
-    assert len(drawn) < 100
-    assert np.all(drawn[-1] == END)
-    assert not np.all(drawn[-2] == END)
-    for row in drawn.T:
-        first = row.tolist().index(END)
-        assert np.all(row[first:] == END)
-        assert np.all(row[:first] > 1)
+    drawn = continuations(one, small, [[2, 3]] * 40, Sampler(temperature=50.0), 60, pieces=5)
+    assert {token for row in drawn for token in row.tokens} == {2, 3, 4}
+    assert {row.why for row in drawn} == {"end"}
 
 
 def test_the_end_is_the_vocabularys(one, small):
     """Its number is not fixed: here 3 ends a text, and 1 is a piece as any other."""
-    generator = Generator(one, 5, 3, 128)
-    drawn = np.array(list(generator.stream(small, [[2]] * 8, Sampler(50.0), 100, key())))
-    for row in drawn.T.tolist():
-        assert set(row[row.index(3) :]) == {3}
-    assert 1 in drawn
+    drawn = continuations(one, small, [[2]] * 8, Sampler(temperature=50.0), 100, pieces=5, end=3)
+    assert {token for row in drawn for token in row.tokens} == {1, 2, 4}
 
 
-@pytest.mark.parametrize(("length", "tokens"), [(0, 31), (20, 11), (29, 2), (30, 1)])
-def test_the_context_is_filled_and_not_more(one, small, length, tokens):
+def test_stopped_in_between(one, small):
+    """What a row has written is looked at, and the row is given to the next prompt."""
+    sampler = Sampler(temperature=1.0)
+    free = continuations(one, small, PROMPTS, sampler, 40)
+    stopped = generator(one, rows=2).write(small, PROMPTS, sampler, 40, key(), lambda written: min(len(written), 3))
+    assert tokens(stopped) == [row.tokens[:3] for row in free]
+    assert [len(row.log_probs) for row in stopped] == [len(row.tokens) for row in stopped]
+
+
+@pytest.mark.parametrize(("length", "room"), [(0, 31), (20, 11), (29, 2), (30, 1)])
+def test_the_context_is_filled_and_not_more(one, small, length, room):
     """32 tokens: the beginning, the prompt, and what is written."""
-    drawn = continuations(one, small, [[5] * length], Sampler(1.0, 0, 0.5), 99, context=32)
-    assert len(drawn) == tokens or drawn[-1, 0] == END
+    (drawn,) = continuations(one, small, [[5] * length], Sampler(temperature=1.0, top_p=0.5), 99, context=32)
+    assert len(drawn.tokens) == room or drawn.why == "end"
 
 
 @pytest.mark.parametrize("prompts", [[[5] * 31], [[5], [5] * 200]])
 def test_prompt_longer_than_the_context(one, small, monkeypatch, prompts):
-    monkeypatch.setattr(Generator, "_start", lambda *args, **kwargs: pytest.fail("began to compile"))
+    monkeypatch.setattr(Generator, "_fill", lambda *args, **kwargs: pytest.fail("began to compile"))
     with pytest.raises(ConfigError, match=f"prompt of {len(prompts[-1])} tokens .* at most 30 "):
         continuations(one, small, prompts, GREEDY, 1, context=32)
 
 
 def test_the_cache_is_donated(one, small, monkeypatch):
-    """Each step writes into the memory of the cache before it."""
-    generator = Generator(one, PIECES, END, 64)
-    seen = []
-    step = generator._step
+    """Each go writes into the memory of the cache before it."""
+    watched = Generator(one, Form(PIECES, END), 64)
+    seen, steps = [], watched._steps
 
-    def watched(params, previous, at, cache, *rest, **options):
-        result = step(params, previous, at, cache, *rest, **options)
-        seen.append((cache, result[2]))
+    def watch(weights, state, *rest, **options):
+        result = steps(weights, state, *rest, **options)
+        seen.append((state, result[0]))
         return result
 
-    monkeypatch.setattr(generator, "_step", watched)
-    list(generator.stream(small, [[7]], Sampler(1.0), 5, key()))
-    assert len(seen) == 4
-    assert all(before.keys.is_deleted() and before.values.is_deleted() for before, _ in seen)
-    assert not seen[-1][1].keys.is_deleted()
+    monkeypatch.setattr(watched, "_steps", watch)
+    list(watched.stream(small, [[7]], Sampler(temperature=1.0), 5, key(), 1, [Written()]))
+    assert len(seen) == 5
+    assert all(leaf.is_deleted() for before, _ in seen for leaf in jax.tree.leaves(before.cache.layers))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(seen[-1][1].cache.layers))
 
 
 def test_a_step_is_compiled_once(one, small):
-    """Prompts of up to 31 tokens and their continuations share their programs."""
-    generator = Generator(one, PIECES, END, 64)
-    for prompts in ([[7]], [[3] * 20], [[8] * 31]):
-        list(generator.stream(small, prompts, GREEDY, 4, key(len(prompts))))
-    assert generator._prefill._cache_size() == generator._step._cache_size() == 1
-    assert generate.PROMPT_STEP == 32
+    """Prompts of up to 32 tokens and their continuations share their programs."""
+    shared = Generator(one, Form(PIECES, END), 64)
+    for prompt in ([7], [3] * 20, [8] * 31):
+        shared.write(small, [prompt], GREEDY, 64 - 1 - len(prompt), key(len(prompt)))
+    assert shared._prefill._cache_size() == shared._steps._cache_size() == 1
+    assert generate.LENGTH_STEP == 32

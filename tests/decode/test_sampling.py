@@ -47,14 +47,17 @@ def draw(sampler: Sampler, logits: np.ndarray = LOGITS, draws: int = DRAWS) -> n
 )
 def test_distribution(temperature, top_k, top_p):
     expected = exact(temperature, top_k, top_p)
-    counts = np.bincount(draw(Sampler(temperature, top_k, top_p)), minlength=LOGITS.size)
+    counts = np.bincount(draw(Sampler(temperature=temperature, top_k=top_k, top_p=top_p)), minlength=LOGITS.size)
     # Only what may be drawn is drawn, and in the right proportions.
     assert np.all(counts[expected == 0] == 0)
     kept = expected > 0
     assert chisquare(counts[kept], DRAWS * expected[kept]).pvalue > 0.01
 
 
-@pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(1.0, top_k=1), Sampler(1.0, top_p=1e-6), Sampler(1e-3)])
+@pytest.mark.parametrize(
+    "sampler",
+    [Sampler(temperature=0), Sampler(top_k=1), Sampler(top_p=1e-6), Sampler(temperature=1e-3), Sampler(min_p=1.0)],
+)
 def test_always_the_likeliest(sampler):
     assert np.all(draw(sampler, draws=1000) == np.argmax(LOGITS))
 

@@ -1,0 +1,99 @@
+"""A model's way through tokens that follow others: prompts in pieces, and single steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pathways_lm.decode.cache import Cache, Caches, write
+from pathways_lm.layers.mask import Places
+from pathways_lm.models.model import Model, Params
+from pathways_lm.models.tower import Layers
+
+
+class Weights(NamedTuple):
+    """Parameters as steps use them."""
+
+    params: Params
+    """All, or all but the decoder's stack."""
+    layers: list[Params] | None
+    """Of each of the decoder's layers, or each repeat of a pattern."""
+
+
+class Forward:
+    """`model`, as tokens come a few at a time.
+
+    Args:
+      listed: go through the decoder's layers one by one, each with arrays of its own. Compile time grows with depth;
+        but nothing is sliced out of a stack at each step, which on CPUs costs more than the arithmetic.
+    """
+
+    def __init__(self, model: Model, listed: bool):
+        self.model, self.listed = model, listed
+        self.has_encoder = model.config.shape == "encoder_decoder"
+        self._split = jax.jit(
+            lambda stack: [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(_depth(stack))]
+        )
+
+    def weights(self, params: Params) -> Weights:
+        """Parameters, taken apart where layers are listed."""
+        if not self.listed:
+            return Weights(params, None)
+        tower = params["decoder"]
+        others = {name: value for name, value in tower.items() if name != "blocks"}
+        return Weights({**params, "decoder": others}, self._split(tower["blocks"]["layers"]))
+
+    def caches(self, dtype: jnp.dtype) -> Caches:
+        """What its caches are like."""
+        return Caches(self.model.config, self.model.rules, dtype, self.listed)
+
+    def begin(self, weights: Weights, tokens_BL: Array, positions_BL: Array, nothing: Cache, both_ways: bool) -> Cache:
+        """The cache of a prompt that is read at once: its slots are the prompt's columns. `nothing` has no slots."""
+        layers = Layers(nothing.layers, None, weights.layers)
+        told: Any
+        _, told = self._bind(weights).extend(tokens_BL, positions_BL, nothing.positions_BS, layers, both_ways=both_ways)
+        fresh = [out.fresh for out in told] if self.listed else told.fresh
+        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), nothing.layers, fresh)
+        return nothing._replace(layers=kept, positions_BS=positions_BL, used=nothing.used + positions_BL.shape[1])
+
+    def extend(
+        self, weights: Weights, tokens_BL: Array, positions_BL: Array, cache: Cache, both_ways: bool = False
+    ) -> tuple[Array, Cache]:
+        """What logits are made of, [B, L, D], and the cache with the new tokens in it."""
+        shape = self._bind(weights)
+        memory = None if cache.read_BS is None else (None, Places(cache.read_BS))
+        layers = Layers(cache.layers, cache.remembered, weights.layers)
+        x_BLD, told = shape.extend(tokens_BL, positions_BL, cache.positions_BS, layers, memory, both_ways)
+        # Slots are written when all layers have read them: otherwise XLA would copy the cache to be safe.
+        told, x_BLD = jax.lax.optimization_barrier((told, x_BLD))
+        return x_BLD, write(cache, told, positions_BL)
+
+    def read(self, weights: Weights, tokens_BS: Array, positions_BS: Array, cache: Cache) -> Cache:
+        """The cache with keys and values of what an encoder reads. Position -1 is padding."""
+        shape = self._bind(weights)
+        memory_BSD, places = shape.read(tokens_BS, (positions_BS >= 0).astype(jnp.int32))
+        # The decoder makes them when it looks at the encoder's output; what it looks from does not matter.
+        one = jnp.zeros_like(positions_BS[:, :1])
+        layers = Layers(cache.layers, None, weights.layers)
+        told: Any
+        _, told = shape.extend(one, one, cache.positions_BS, layers, (memory_BSD, places))
+        remembered = [out.remembered for out in told] if self.listed else told.remembered
+        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), cache.remembered, remembered)
+        return cache._replace(remembered=kept, read_BS=places.positions_BL)
+
+    def logits(self, weights: Weights, x_BLD: Array) -> Array:
+        """[B, L, V], cut along the vocabulary."""
+        return self._bind(weights).logits(x_BLD)
+
+    def _bind(self, weights: Weights) -> Any:
+        params = weights.params
+        if weights.layers is not None:
+            # The stack is not looked at: its layers are given one by one.
+            stack = self.model.abstract["decoder"]["blocks"]
+            params = {**params, "decoder": {**params["decoder"], "blocks": stack}}
+        return self.model.bind(params)
+
+
+def _depth(stack: Params) -> int:
+    return jax.tree.leaves(stack)[0].shape[0]
