@@ -75,11 +75,8 @@ def answering(experiment: Experiment, model: Model, corpus: Corpus, num_tokens: 
 
     def answer(params: Params, prompts: Sequence[str]) -> list[str]:
         ids = [vocabulary.encode(prompt) for prompt in prompts]
-        # Those of like length one after the other, or all would wait for the longest.
-        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-        written = generator.write(params, [ids[number] for number in order], greedy, num_tokens, key)
-        answers = dict(zip(order, (vocabulary.decode(each.tokens) for each in written), strict=True))
-        return [answers[number] for number in range(len(ids))]
+        written = generator.write(params, ids, greedy, num_tokens, key)
+        return [vocabulary.decode(each.tokens) for each in written]
 
     return answer
 
