@@ -12,7 +12,7 @@ from jax.tree_util import DictKey
 from pathways_lm.checked import parse_patterns
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
-from pathways_lm.config import DataConfig, Experiment
+from pathways_lm.config import DataConfig, Experiment, TrainConfig
 from pathways_lm.data.vocabulary import Vocabulary
 from pathways_lm.errors import CheckpointError, ConfigError
 from pathways_lm.models.model import Model, Params
@@ -83,11 +83,19 @@ def begin(experiment: Experiment, model: Model) -> Beginning:
     """Looks at the run that `train.init_from` names, without reading its arrays.
 
     Raises:
-      CheckpointError: no run folder, no such checkpoint, a damaged one; or parameters that it lacks or has in another
-        shape, all named at once.
+      CheckpointError: no run folder, no such checkpoint, a damaged one, one that cannot be read; or parameters that it
+        lacks or has in another shape, all named at once.
       ConfigError: a pattern that fits no parameter.
     """
-    train = experiment.train
+    try:
+        return _begin(experiment.train, model)
+    except OSError as error:
+        raise CheckpointError(
+            f"train.init_from='{experiment.train.init_from}' cannot be read: {error.strerror or error}"
+        ) from None
+
+
+def _begin(train: TrainConfig, model: Model) -> Beginning:
     folder = RunFolder(Path(train.init_from).expanduser())
     if not folder.config.is_file():
         raise CheckpointError(f"train.init_from='{train.init_from}' is not a run folder: it has no config.json")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pathways_lm.checkpoint.run_folder import RunFolder, reading
+from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.loader import Loader
@@ -17,7 +17,7 @@ def main(arguments: argparse.Namespace) -> int:
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
     trained = load(arguments.run, arguments.overrides)
     data = trained.experiment.data
-    corpus = prepare(reading(trained.experiment, RunFolder(arguments.run)), trained.experiment.model.vocab_size)
+    corpus = prepare(data, trained.experiment.model.vocab_size)
     if corpus.vocabulary.fingerprint != trained.vocabulary.fingerprint:
         raise CheckpointError(
             f"the corpus on this machine gives another vocabulary than '{arguments.run}' was trained with"

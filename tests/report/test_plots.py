@@ -142,3 +142,24 @@ def test_drawing_leaves_the_global_settings_of_matplotlib_alone(run_folder: Path
     before = dict(matplotlib.rcParams)
     svgs(run_folder)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_answers_are_drawn_by_task(run_folder: Path, plausible: SimpleNamespace) -> None:
+    """A line for each task that has the metric; BLEU for one of two; the curve begins with the untrained model."""
+    told = [{"names": {"loss": 2.0, "accuracy": step / 10, "bleu": step / 20}, "sums": {"loss": 1.0, "accuracy": 5.0}}
+            for step in (0, 100, 200)]  # fmt: skip
+    rows = [
+        {"kind": "validation", "step": 100 * place, "time": 0.0, "loss": 1.5, "accuracy": 7.5, "tasks": tasks}
+        for place, tasks in enumerate(told)
+    ]
+    plausible.write_lines(run_folder / "metrics.jsonl", rows)
+    drawn = svgs(run_folder)
+    assert {"Accuracy", "BLEU", "Loss of each task"} <= set(drawn)
+    assert {"names", "sums"} <= set(texts(drawn["Accuracy"]))
+    assert "names" in texts(drawn["BLEU"]) and "sums" not in texts(drawn["BLEU"])
+
+
+def test_answers_of_a_single_task(run_folder: Path, plausible: SimpleNamespace) -> None:
+    rows = [{"kind": "validation", "step": step, "time": 0.0, "loss": 1.5, "accuracy": 50.0} for step in (0, 100)]
+    plausible.write_lines(run_folder / "metrics.jsonl", rows)
+    assert "Accuracy" in svgs(run_folder) and "BLEU" not in svgs(run_folder)
