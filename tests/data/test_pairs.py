@@ -102,12 +102,17 @@ def test_numbers_in_words():
 
 
 def test_dates():
-    """The weekday, where it is told in English, is that of the day; the numbers of day and year stand in the text."""
+    """The weekday, where it is told in English, is that of the day; the numbers of day and year stand in the text, and
+    that of the month where it has no name."""
     found = {pair.inputs.removeprefix("date: "): pair.targets for pair in pairs.dates()}
     for text, iso in found.items():
         day = datetime.date.fromisoformat(iso)
         assert 1900 <= day.year <= 2099
-        assert sorted(re.findall(r"\d+", text)) == sorted([str(day.year), str(day.day)])
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        if re.fullmatch(r"\d\d\.\d\d\.\d{4}", text):
+            assert numbers == [day.day, day.month, day.year]
+        else:
+            assert sorted(numbers) == [day.day, day.year]
         assert not (weekday := re.match(r"(\w+day), [A-Z]", text)) or weekday[1] == f"{day:%A}"
     known = {"6. April 1954": "1954-04-06", "sábado, 28 de julio de 1928": "1928-07-28", "28 maart 1965": "1965-03-28"}
     assert {text: found[text] for text in known} == known

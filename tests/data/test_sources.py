@@ -108,7 +108,7 @@ def test_text_to_text_reads_pairs():
             "python_docs",
             "text_to_text",
             r"^task 'python_docs' has documents, and data.objective='text_to_text' needs pairs of inputs and targets; "
-            r"use another objective, or a task of pairs: docstring_to_name, .*sorting$",
+            r"use another objective, or a task of pairs: docstring_to_name, .*dates$",
         ),
         (
             "arithmetic",
