@@ -73,14 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = parsers["generate"]
     _add_run(generate)
-    generate.add_argument("--prompt", action="append", required=True, help="text to continue; repeat for a batch")
-    generate.add_argument("--num-tokens", type=int, default=200, help="most tokens to write (default %(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
-    generate.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all")
-    generate.add_argument(
-        "--top-p", type=float, default=0.95, help="keep the likeliest that add up to this (default %(default)s)"
-    )
-    generate.add_argument("--seed", type=int, default=0)
+    importlib.import_module("pathways_lm.cli.flags").add_generate(generate)
 
     _add_run(parsers["evaluate"])
     inspect = parsers["inspect"]

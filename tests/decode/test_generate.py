@@ -182,7 +182,7 @@ def test_the_context_is_filled_and_not_more(one, small, length, room):
 
 @pytest.mark.parametrize("prompts", [[[5] * 31], [[5], [5] * 200]])
 def test_prompt_longer_than_the_context(one, small, monkeypatch, prompts):
-    monkeypatch.setattr(Generator, "_fill", lambda *args, **kwargs: pytest.fail("began to compile"))
+    monkeypatch.setattr(Generator, "fill", lambda *args, **kwargs: pytest.fail("began to compile"))
     with pytest.raises(ConfigError, match=f"prompt of {len(prompts[-1])} tokens .* at most 30 "):
         continuations(one, small, prompts, GREEDY, 1, context=32)
 
