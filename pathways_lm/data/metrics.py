@@ -1,6 +1,7 @@
 """Metrics of answers: those of `t5.evaluation.metrics`, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 """From targets and predictions to figures by name."""
@@ -9,16 +10,21 @@ Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 # The parameters' names are part of seqio's contract: it tells a metric's kind by them.
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
     """The percentage of predictions that are their target."""
-    from t5.evaluation import metrics  # late: it takes seconds, and only evaluation needs it
-
-    return metrics.accuracy(targets, predictions)
+    return _t5().accuracy(targets, predictions)
 
 
 def bleu(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
     """sacrebleu's BLEU of all predictions, 0 to 100."""
-    from t5.evaluation import metrics
+    return _t5().bleu(targets, predictions)
 
-    return metrics.bleu(targets, predictions)
+
+def _t5() -> Any:
+    # Late: it takes seconds, and only evaluation needs it. tensorflow comes with it, and is not to speak up.
+    from pathways_lm.data import quiet_tensorflow  # noqa: F401
+
+    from t5.evaluation import metrics  # isort: skip
+
+    return metrics
 
 
 BY_NAME: Mapping[str, Metric] = {"accuracy": accuracy, "bleu": bleu}

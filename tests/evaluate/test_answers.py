@@ -1,5 +1,8 @@
 """Answers to held-out pairs: what is asked, and figures that are t5's own."""
 
+import subprocess
+import sys
+
 import pytest
 from t5.evaluation import metrics as t5
 
@@ -46,3 +49,10 @@ def test_spaces_and_case_count():
 def test_names_of_metrics():
     assert metrics_of(("sorting", "files")) == {"accuracy"}
     assert metrics_of(("sorting", "language_names")) == {"accuracy", "bleu"}
+
+
+def test_metrics_are_silent():
+    """In a process of their own: tensorflow, which comes with them, writes nothing to the terminal."""
+    code = "from pathways_lm.data.metrics import accuracy; print(accuracy(['a', 'b'], ['a', 'c']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{'accuracy': 50.0}\n", "")
