@@ -23,7 +23,12 @@ class _Recipe:
     """Whether noise is taken out by a running median."""
     framed: bool = False
     """Whether the steep beginning may leave the frame."""
+    limits: tuple[float, float | None] | None = None
+    """Of the axis, where they do not follow the curves."""
     x: str = "step"
+
+
+_PERCENT, _FROM_ZERO = (-2.0, 102.0), (0.0, None)
 
 
 def compared_charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
@@ -53,6 +58,8 @@ def _draw(figure: Figure, recipe: _Recipe, runs: Sequence[Run], names: Sequence[
         return False
     if recipe.framed:
         frame(axes, axes.lines)
+    if recipe.limits:
+        axes.set_ylim(*recipe.limits)
     dress(axes, last)
     return True
 
@@ -64,6 +71,10 @@ def _validated(key: str) -> Callable[[Run], Points]:
         return (steps[steps > 0], values[steps > 0]) if len(steps) > 1 else (steps, values)
 
     return points
+
+
+def _answered(key: str) -> Callable[[Run], Points]:
+    return lambda run: series(run.validation, key)
 
 
 def _trained(key: str) -> Callable[[Run], Points]:
@@ -80,13 +91,13 @@ def _loss_by_tokens(run: Run) -> Points:
 _RECIPES = (
     _Recipe("Validation loss", "nats per token", _validated("loss"), framed=True),
     _Recipe("Bits per byte", "validation text", _validated("bits_per_byte"), framed=True),
-    _Recipe("Accuracy", "% of held-out answers, mean of the tasks", lambda run: series(run.validation, "accuracy")),
-    _Recipe("BLEU", "mean of the tasks", lambda run: series(run.validation, "bleu")),
+    _Recipe("Accuracy", "% of held-out answers, mean of the tasks", _answered("accuracy"), limits=_PERCENT),
+    _Recipe("BLEU", "mean of the tasks", _answered("bleu"), limits=_PERCENT),
     _Recipe("Training loss", "nats per token", _trained("loss"), smooth=True, framed=True),
     _Recipe("Training loss by tokens", "nats per token", _loss_by_tokens, smooth=True, framed=True, x="tokens"),
-    _Recipe("Step time", "seconds", _trained("step_seconds"), smooth=True),
-    _Recipe("Speed", "tokens per second", _trained("tokens_per_second"), smooth=True),
-    _Recipe("Learning rate", "", _trained("learning_rate")),
+    _Recipe("Step time", "seconds", _trained("step_seconds"), smooth=True, limits=_FROM_ZERO),
+    _Recipe("Speed", "tokens per second", _trained("tokens_per_second"), smooth=True, limits=_FROM_ZERO),
+    _Recipe("Learning rate", "", _trained("learning_rate"), limits=_FROM_ZERO),
     _Recipe("Gradient norm", "before clipping", _trained("grad_norm"), smooth=True, framed=True),
 )
 
@@ -108,4 +119,5 @@ def _of_task(task: str, name: str) -> _Recipe:
 
     unit = {"loss": "nats per token", "accuracy": "% of held-out answers"}.get(name, "")
     title = {"bleu": "BLEU"}.get(name, name.capitalize())
-    return _Recipe(f"{title} of {task}", unit, points, framed=name == "loss")
+    loss = name == "loss"
+    return _Recipe(f"{title} of {task}", unit, points, framed=loss, limits=None if loss else _PERCENT)
