@@ -52,9 +52,23 @@ class Answers:
 
     def __init__(self, path: str, prompts: Sequence[str], settings: dict[str, Any]):
         self.path, self.prompts = Path(path), prompts
-        self._file = self._open()
-        self._check_settings({**settings, "prompts": len(prompts)})
         self.done: set[int] = set()
+        self._file = self._open()
+        try:
+            self._go_on({**settings, "prompts": len(prompts)})
+        except DataError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Answers":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def _go_on(self, settings: dict[str, Any]) -> None:
+        """Finds what is there already."""
+        self._check_settings(settings)
         whole = 0
         for line in self._file:
             if not line.endswith(b"\n"):

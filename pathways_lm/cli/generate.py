@@ -73,9 +73,9 @@ def _answer(
         raise ConfigError("--best-of is for --prompt")
     named = ("num_tokens", "stop", "seed", "truncate", "regex", "json_schema", *SAMPLING)
     settings = {"run": str(Path(arguments.run).resolve()), "step": model.step}
-    answers = Answers(arguments.out, prompts, settings | {name: getattr(arguments, name) for name in named})
+    settings |= {name: getattr(arguments, name) for name in named}
     whys = []
-    with progress("answers", len(prompts)) as advance:
+    with Answers(arguments.out, prompts, settings) as answers, progress("answers", len(prompts)) as advance:
         advance(len(answers.done))
         for number, one in model.answers(
             prompts,

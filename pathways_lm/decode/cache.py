@@ -97,12 +97,13 @@ class Caches(NamedTuple):
         slots = cache.positions_BS.shape[1]
         source_B, taken_B1 = jnp.maximum(from_B, 0), (from_B >= 0)[:, None]
         length_B1 = lengths_R[source_B][:, None]
-        # The last token comes into the slot before the next.
-        index_BS = jnp.mod(jnp.arange(slots)[None] - cache.used + length_B1, slots)
-        has_BS = taken_B1 & (index_BS < length_B1)
+        # The last token comes into the slot before the next, the one before it into that before, as far as there are.
+        back_1S = jnp.mod(cache.used - 1 - jnp.arange(slots), slots)[None]
+        index_BS = length_B1 - 1 - back_1S
+        has_BS = taken_B1 & (index_BS >= 0)
         positions_BS = jnp.where(taken_B1, jnp.where(has_BS, index_BS, -1), cache.positions_BS)
         width = fresh.positions_BS.shape[1]
-        index_BS = jnp.minimum(index_BS, width - 1)
+        index_BS = jnp.maximum(index_BS, 0)
         stack = () if self.listed else (slice(None),)
 
         def move(old: Array, new: Array) -> Array:

@@ -3,27 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import reshard
 
 from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.cache import Cache
 from pathways_lm.decode.constrained import Guide
 from pathways_lm.decode.form import Form
 from pathways_lm.decode.forward import Forward, Weights
+from pathways_lm.decode.program import Program, State
 from pathways_lm.decode.sampling import History, Sampler
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.model import Model, Params
 
 # Lengths are rounded up to a multiple of this, so that few are compiled.
 LENGTH_STEP = 32
-# Tokens of a prompt that are read at once.
-PIECE = 512
 # Steps between two looks of the host at what was written.
 STEPS = 32
 ROWS = 32
@@ -42,21 +40,6 @@ class Written:
     """Of each of `tokens`, by the model itself, whatever they were drawn from."""
     why: str = ""
     """What ended it: `end`, `stop`, `length`, or nothing yet."""
-
-
-class State(NamedTuple):
-    """The rows of a batch. Everything but the cache is whole on every device."""
-
-    cache: Cache
-    token_B: Array
-    """int32: the last token, which the cache does not have yet."""
-    at_B: Array
-    """int32: where it stands."""
-    left_B: Array
-    """int32: how many tokens may still be written; 0 is a row that is done."""
-    number_B: Array
-    """int32: of the prompt, which draws are folded with."""
-    history: History | None
 
 
 class Generator:
@@ -99,17 +82,18 @@ class Generator:
         self.forward = Forward(model, jnp.dtype(cache_dtype or model.dtype), listed)
         self.form, self.context, self.rows = form, context, rows
         self.caches = self.forward.caches
+        self.program = Program(self.forward, form)
         options = compiler_options(rules.mesh)
         self._jit = partial(jax.jit, compiler_options=options)
         placed = self.caches.shardings(form.encoder)
-        self._prefill = self._jit(self._read, out_shardings=placed, static_argnames=("slots", "reads"))
+        self._prefill = self._jit(self.program.read, out_shardings=placed, static_argnames=("slots", "reads"))
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         whole: Any = rules()
         state = State(placed, whole, whole, whole, whole, whole)
         out = (state, whole, whole, whole, whole)
-        self._seat = self._jit(self._take, out_shardings=state, donate_argnames="state")
+        self._seat = self._jit(self.program.take, out_shardings=state, donate_argnames="state")
         self._steps = self._jit(
-            self._go_on, out_shardings=out, static_argnames=("sampler", "steps"), donate_argnames="state"
+            self.program.go_on, out_shardings=out, static_argnames=("sampler", "steps"), donate_argnames="state"
         )
         self._held: tuple[Params, Weights] | None = None
 
@@ -251,7 +235,9 @@ class Generator:
         read = [len(self.form.read(prompt)) for prompt in prompts]
         encoder = self.form.encoder
         total = [space * slots_each + (1 if encoder else length) for space, length in zip(room, read, strict=True)]
-        slots = _rounded(max(total, default=1), LENGTH_STEP)
+        # Of what a window leaves behind nothing is kept: the newest takes the place of the oldest.
+        needed = min(max(total, default=1), self.model.config.window * slots_each or self.context * slots_each)
+        slots = _rounded(needed, LENGTH_STEP)
         reads = _rounded(max(read, default=1), LENGTH_STEP) if encoder else 0
         whole = self.model.rules(None)
 
@@ -260,7 +246,8 @@ class Generator:
 
         history = None
         if sampler.looks_back:
-            tokens = jax.device_put(np.zeros((rows, slots), np.int32), self.model.rules(None, None))
+            longest = _rounded(max(total, default=1), LENGTH_STEP)
+            tokens = jax.device_put(np.zeros((rows, longest), np.int32), self.model.rules(None, None))
             history = History(tokens, zeros(), zeros())
         placed = self.caches.shardings(encoder)
         cache = self._jit(partial(self.caches.empty, rows, slots, reads), out_shardings=placed)()
@@ -321,121 +308,6 @@ class Generator:
         if self.form.encoder:
             return self._prefill(weights, *laid, slots=0, reads=width), lengths
         return self._prefill(weights, *laid, slots=width, reads=0), lengths
-
-    def _read(self, weights: Weights, tokens: Array, positions: Array, slots: int, reads: int) -> Cache:
-        rows = tokens.shape[0]
-        if reads:
-            return self.forward.read(weights, tokens, positions, self.caches.empty(rows, slots, reads))
-        if not slots:
-            return self.caches.empty(rows, slots)
-        piece = slots if self.form.both_ways else PIECE
-        if slots <= piece:
-            return self.forward.begin(weights, tokens, positions, self.caches.empty(rows, 0), self.form.both_ways)
-
-        def more(cache: Cache, piece: tuple[Array, Array]) -> tuple[Cache, None]:
-            return self.forward.extend(weights, *piece, cache)[1], None
-
-        short = -slots % piece
-        padded = jnp.pad(tokens, ((0, 0), (0, short))), jnp.pad(positions, ((0, 0), (0, short)), constant_values=-1)
-        cut = self.model.rules(None, "batch", None)
-        pieces = [reshard(jnp.stack(jnp.split(rows_BL, (slots + short) // piece, axis=1)), cut) for rows_BL in padded]
-        cache = self.caches.empty(rows, slots + short)
-        return jax.lax.scan(more, cache, tuple(pieces))[0]
-
-    def _take(self, state: State, fresh: Cache, source: Array, lengths: Array, facts: Array, tokens: Array) -> State:
-        """Seats sequences that begin."""
-        taken = source >= 0
-        cache = self.caches.seat(state.cache, fresh, source, lengths)
-        token, at, left, number = (
-            jnp.where(taken, new, old)
-            for new, old in zip(facts, (state.token_B, state.at_B, state.left_B, state.number_B), strict=True)
-        )
-        history = state.history
-        if history is not None:
-            history = History(
-                jnp.where(taken[:, None], tokens, history.tokens_BT),
-                jnp.where(taken, at + 1, history.length_B),
-                jnp.where(taken, 0, history.written_B),
-            )
-        return State(cache, token, at, left, number, history)
-
-    def _go_on(
-        self,
-        weights: Weights,
-        state: State,
-        going: Array,
-        limits: Array,
-        key: Array,
-        allowed_BV: Array | None,
-        sampler: Sampler,
-        steps: int,
-    ) -> tuple[State, Array, Array, Array, Array]:
-        """Up to `limits[1]` steps, fewer where `limits[0]` of the rows that are `going` have ended.
-
-        Returns the state, tokens and log-probabilities [B, steps], how many tokens each row may still write, and the
-        number of steps taken. Rows that have ended before have token -1.
-        """
-        rules = self.model.rules
-        rows = going.shape[0]
-        state = state._replace(left_B=jnp.where(going, state.left_B, 0))
-        out = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
-        out = tuple(reshard(array, rules(None, None)) for array in out)
-
-        def more(carry: Any) -> Array:
-            state, _, count = carry
-            return (count < limits[1]) & (jnp.sum(going & (state.left_B == 0)) < limits[0])
-
-        def step(carry: Any) -> Any:
-            state, (tokens, log_probs), count = carry
-            state, log_prob_B, wrote_B = self._one(weights, state, key, allowed_BV, sampler)
-            tokens = jax.lax.dynamic_update_slice_in_dim(
-                tokens, jnp.where(wrote_B, state.token_B, -1)[:, None], count, axis=1
-            )
-            log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob_B[:, None], count, axis=1)
-            return state, (tokens, log_probs), count + 1
-
-        start = reshard(jnp.zeros((), jnp.int32), rules())
-        state, (tokens, log_probs), count = jax.lax.while_loop(more, step, (state, out, start))
-        return state, tokens, log_probs, state.left_B, count
-
-    def _one(
-        self, weights: Weights, state: State, key: Array, allowed_BV: Array | None, sampler: Sampler
-    ) -> tuple[State, Array, Array]:
-        """One step of all rows: the state, the log-probability of what was written, and which rows wrote."""
-        rules = self.model.rules
-        on = state.left_B > 0
-        token_B1 = reshard(state.token_B[:, None], rules("batch", None))
-        at_B1 = reshard(jnp.where(on, state.at_B, -1)[:, None], rules("batch", None))
-        x_BLD, cache = self.forward.extend(weights, token_B1, at_B1, state.cache)
-        logits_BV = self.writable(self.forward.logits(weights, x_BLD))[:, 0]
-        log_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-        if allowed_BV is not None:
-            logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
-        # A draw depends on its prompt's number and its position alone, not on what else is in the batch.
-        fold = jax.vmap(lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at))
-        chosen_B = sampler.choose(logits_BV, fold(state.number_B, state.at_B + 1), state.history)
-        log_prob_B = jnp.take_along_axis(log_BV, chosen_B[:, None], axis=-1)[:, 0]
-        token_B = jnp.where(on, chosen_B, state.token_B)
-        at_B = jnp.where(on, state.at_B + 1, state.at_B)
-        left_B = jnp.where(on & (chosen_B != self.form.end), state.left_B - 1, 0)
-        history = state.history
-        if history is not None:
-            columns = jnp.arange(history.tokens_BT.shape[1])[None]
-            here_BT = on[:, None] & (columns == history.length_B[:, None])
-            history = History(
-                jnp.where(here_BT, chosen_B[:, None], history.tokens_BT), history.length_B + on, history.written_B + on
-            )
-        return State(cache, token_B, at_B, left_B, state.number_B, history), log_prob_B, on
-
-    def writable(self, logits_BLV: Array) -> Array:
-        """fp32 logits, whole on every device; -inf for rows of the model beyond the vocabulary and what is never
-        written."""
-        whole_BLV = reshard(logits_BLV, self.model.rules(None, None, None)).astype(jnp.float32)
-        ids = jnp.arange(whole_BLV.shape[-1])
-        out = ids >= self.form.size
-        for token in self.form.never:
-            out |= ids == token
-        return jnp.where(out, -jnp.inf, whole_BLV)
 
 
 def _rounded(length: int, step: int) -> int:

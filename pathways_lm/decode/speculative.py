@@ -12,7 +12,8 @@ from jax.sharding import reshard
 from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.cache import Cache
 from pathways_lm.decode.forward import Weights
-from pathways_lm.decode.generate import Generator, State, Written
+from pathways_lm.decode.generate import Generator, Written
+from pathways_lm.decode.program import State
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 
@@ -151,14 +152,14 @@ class Speculator:
             x_BLD, cache = draft.forward.extend(weights.draft, *place(token_B[:, None], step), cache)
             if step == A:
                 break  # the last token, too, has its keys and values now
-            logits_BV = draft.writable(draft.forward.logits(weights.draft, x_BLD))[:, 0]
+            logits_BV = draft.program.writable(draft.forward.logits(weights.draft, x_BLD))[:, 0]
             chances.append(_chances(sampler, logits_BV))
             token_B = sampler.choose(logits_BV, keys(at_B + step + 1, 0))
             drafted.append(token_B)
         drafted_BA = jnp.stack(drafted, axis=1)
         read_BL = jnp.concatenate([state.token_B[:, None], drafted_BA], axis=1)
         x_BLD, own = target.forward.extend(weights.target, *place(read_BL, 0), state.cache)
-        logits_BLV = target.writable(target.forward.logits(weights.target, x_BLD))
+        logits_BLV = target.program.writable(target.forward.logits(weights.target, x_BLD))
         wanted_BLV = jnp.stack([_chances(sampler, logits_BLV[:, index]) for index in range(A + 1)], axis=1)
         tokens_BA, kept_B = accept(wanted_BLV, jnp.stack(chances, axis=1), drafted_BA, keys(at_B, 1))
 

@@ -57,6 +57,12 @@ def test_stack_on_one_device_and_list_on_eight(make, draw):
     check(make, draw, FAMILIES["glam"], {"data": 4, "tensor": 2}, listed=True)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_a_window(make, draw, positions):
+    """Eight slots, of which the oldest are written over, for a model that sees eight positions."""
+    check(make, draw, {**FAMILIES["llama"], "positions": positions, "window": 8}, {}, listed=True)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2e-2), ("int8", 2e-2)])
 def test_smaller_caches(make, draw, dtype, bound):
     """Keys and values rounded to 8 bits of mantissa, or to 127 steps: logits to two digits."""
@@ -100,7 +106,8 @@ def check(make, draw, changes, mesh, listed, both_ways=False, dtype="float32", b
         return forward.logits(weights, x), cache
 
     go_on = jax.jit(go_on, static_argnames="whole")
-    empty = jax.jit(lambda: caches.empty(8, LONGEST + 6, 12 if pair else 0), out_shardings=caches.shardings(pair))
+    slots = model.config.window or LONGEST + 6
+    empty = jax.jit(lambda: caches.empty(8, slots, 12 if pair else 0), out_shardings=caches.shardings(pair))
     cache = empty()
     if pair:
         cache = jax.jit(forward.read)(weights, rows(read), rows(read_at), cache)
