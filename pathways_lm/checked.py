@@ -16,6 +16,14 @@ def bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
     return field(default=default, metadata=bounds)
 
 
+def parse_patterns(name: str, text: str) -> tuple[str, ...]:
+    """What stands between the commas of a field. Raises ConfigError naming it where that is nothing."""
+    entries = tuple(entry.strip() for entry in text.split(",")) if text else ()
+    if not all(entries):
+        raise ConfigError(f"{name}={text!r} has an empty entry; entries stand between single commas")
+    return entries
+
+
 class Checked:
     """Checks every field of a dataclass against its type and its bounds."""
 

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
 import numpy as np
 
-from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.checkpoint.run_folder import RunFolder, reading
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import Experiment
 from pathways_lm.configure import override
@@ -227,6 +227,7 @@ def load(run: str, overrides: Sequence[str] = ()) -> LanguageModel:
     """
     folder = RunFolder(run)
     experiment = override(folder.experiment(), [*ONE_DEVICE, *overrides])
+    experiment = replace(experiment, data=reading(experiment, folder))
     # What is asked of a trained run is of any length.
     rules = whole_sequences(rules_of(experiment.mesh, make_mesh(experiment.mesh)))
     check_fit(experiment, rules)

@@ -109,6 +109,9 @@ ZERO_IS_FINE = {
     ("sample", "temperature"),
     ("sample", "top_k"),
     ("data", "extra_ids"),
+    ("data", "examples"),
+    ("train", "init_step"),
+    ("train", "evaluate_examples"),
     ("data", "targets_length"),
     ("data", "middle_rate"),
     ("data", "middle_spm_rate"),
@@ -326,6 +329,17 @@ def test_every_field_is_read():
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = [f"{name}.{field}" for name, field in FIELDS if field not in read]
     assert unread == []
+
+
+def test_answers_are_asked_of_pairs_and_the_best_told_by_what_is_asked():
+    message = refusal(experiment, train={"evaluate_examples": 5})
+    assert message == "train.evaluate_examples=5 is for data.objective='text_to_text', not 'causal'"
+    pairs = {"objective": "text_to_text", "inputs": "causal"}
+    for metric in ("accuracy", "bleu"):
+        best = {"checkpoints_best": 1, "checkpoints_best_by": metric}
+        message = refusal(experiment, data=pairs, train=best)
+        assert message.startswith(f"train.checkpoints_best_by='{metric}' is of answers to held-out pairs; set train.")
+        assert experiment(data=pairs, train={**best, "evaluate_examples": 5})
 
 
 def test_kept_checkpoints_reach_back_over_a_spike():

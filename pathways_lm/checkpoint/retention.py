@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pathways_lm.config.train import HIGHER_IS_BETTER
+
 
 @dataclass(frozen=True)
 class Keep:
-    """The `last` ones; those of every `every` steps; the `best` ones by a figure of which less is better."""
+    """The `last` ones; those of every `every` steps; the `best` ones by a figure."""
 
     last: int = 1
     every: int = 0
@@ -23,7 +25,8 @@ class Keep:
         newest = set(steps[-self.last :])
         regular = {step for step in steps if self.every and step % self.every == 0}
         scores = {step: figures.get(step, {}).get(self.by, math.nan) for step in steps}
-        ranked = sorted((score, -step) for step, score in scores.items() if not math.isnan(score))
+        sign = -1 if self.by in HIGHER_IS_BETTER else 1
+        ranked = sorted((sign * score, -step) for step, score in scores.items() if not math.isnan(score))
         return newest | regular | {-negative for _, negative in ranked[: self.best]}
 
 

@@ -5,20 +5,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
 
-from pathways_lm.config import Experiment, from_dict, to_dict
+from pathways_lm.config import DataConfig, Experiment, from_dict, to_dict
 from pathways_lm.errors import CheckpointError, ConfigError
 
 # What must stay as it was when a run goes on: it decides what the parameters or the batches are, or where they lie.
 FIXED_SECTIONS = frozenset({"model", "data"})
+# Where it began decides its vocabulary.
 # What of an optimizer decides the form of its state, is of it, too: where beta1 is 0 Adafactor keeps no momentum.
 FIXED_FIELDS = frozenset(
     {"optimizer.name", "optimizer.factored", "optimizer.factored_from", "optimizer.moments", "optimizer.beta1"}
-    | {"train.checkpoint_dir"}
+    | {"train.checkpoint_dir", "train.init_from", "train.init_step", "train.init_parameters"}
 )
 FREE_FIELDS = frozenset({"model.remat", "model.unroll", "data.cache_dir", "data.cache"})
 
@@ -75,6 +77,11 @@ class RunFolder:
         """Where a run's checkpoints and their seals lie: in the folder itself unless the experiment names a place."""
         return epath.Path(experiment.train.checkpoint_dir or self.path)
 
+    def has_checkpoint(self, experiment: Experiment) -> bool:
+        """Whether a run has begun so far that it goes on from its own parameters."""
+        folder = self.checkpoints_at(experiment) / "checkpoints"
+        return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
     def create(self) -> None:
         """Makes the folder. Raises CheckpointError where that is impossible."""
         try:
@@ -114,6 +121,20 @@ class RunFolder:
     def write_json(self, path: Path, value: Any) -> None:
         """Writes one of the folder's JSON files."""
         write_atomically(epath.Path(path), json.dumps(value, indent=1) + "\n")
+
+
+def reading(experiment: Experiment, own: RunFolder | None = None) -> DataConfig:
+    """What an experiment reads. The vocabulary of one that begins from another run is that run's.
+
+    Args:
+      own: the run's folder. Once it has the vocabulary, the run it began from need not be there any more.
+    """
+    data, begun = experiment.data, experiment.train.init_from
+    if data.vocabulary or not begun:
+        return data
+    folders = [*([own] if own else []), RunFolder(Path(begun).expanduser())]
+    there = next((folder.vocabulary for folder in folders if folder.vocabulary.is_file()), "")
+    return replace(data, vocabulary=str(there))
 
 
 def _fixed(name: str) -> bool:

@@ -141,6 +141,30 @@ class Store:
                 raise CheckpointError(f"'{self.folder / str(step)}' should hold {name} {wanted.shape} and has {has}")
         return found
 
+    def restore_part(self, step: int, item: str, part: Any) -> Any:
+        """Some arrays of an item, where `part` says they lie and in the types it says.
+
+        Args:
+          step: as `newest` gives it.
+          part: the item's tree with only those arrays, which must be there in these shapes: their types and shardings.
+        """
+        how = ocp.checkpoint_utils.construct_restore_args(part)
+        args = ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore((self.folder / str(step) / item).absolute(), args=args)
+
+    def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of an item's arrays by their paths, between slashes."""
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata((self.folder / str(step) / item).absolute()).item_metadata.tree
+        leaves = jax.tree.leaves_with_path(tree)
+        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What was kept beside the arrays of a whole checkpoint."""
+        found: dict[str, Any] = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+        return found
+
     def newest(
         self, notice: Callable[[int, str], None], writable: bool = False, at_most: int | None = None
     ) -> int | None:

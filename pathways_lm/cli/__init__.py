@@ -16,7 +16,7 @@ COMMANDS = {
     "score": "print how likely a run thinks texts are, token by token",
     "harness": "run EleutherAI's lm-evaluation-harness on a run",
     "inspect": "show a prompt's attention and experts as a page",
-    "report": "write report.html in a run folder",
+    "report": "write a run's report.html, or one page that compares several runs",
     "config": "print the resolved experiment of a config",
     "data": "write a config's packed corpus to a folder, show any batch, check the files",
     "plan": "compile a config's step for a TPU or GPU machine that is not here: memory, exchanges, speed",
@@ -86,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--prompt", required=True, help="the text that is read")
     inspect.add_argument("--answer", default="", help="of an encoder-decoder: what its decoder is given to write")
     inspect.add_argument("--out", metavar="FILE", help="the page to write (default: inspect.html in the run folder)")
-    parsers["report"].add_argument("run", metavar="RUN", help="run folder")
+    report = parsers["report"]
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run folder; several are compared on one page")
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (default: report.html in the run folder; of several, comparison.html)"
+    )
     _add_config(parsers["config"])
     parsers["config"].add_argument("--gin", action="store_true", help="print a .gin file that loads to the same")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.checkpoint.run_folder import RunFolder, reading
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.devices import set_up_logging
 from pathways_lm.cli.show import Words, show_batch
@@ -48,7 +48,7 @@ def _cache(arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, JOURNAL, "lock")):
             raise DataError(f"--out='{arguments.out}' holds files that are no cache's; choose an empty folder")
-    plan = plan_cache(experiment.data, experiment.model.vocab_size)
+    plan = plan_cache(reading(experiment), experiment.model.vocab_size)
     began = time.perf_counter()
     with writable(f"--out='{arguments.out}'"), _progress(plan, console) as (report, written):
         manifest = write_cache(folder, plan, workers, report)
@@ -107,7 +107,7 @@ def _show(arguments: argparse.Namespace) -> None:
         experiment = override(folder.experiment(), arguments.overrides)
     else:
         experiment = load(arguments.target, arguments.overrides, arguments.gin_bindings)
-    corpus = prepare(experiment.data, experiment.model.vocab_size)
+    corpus = prepare(reading(experiment, folder), experiment.model.vocab_size)
     ramp = make_ramp(experiment.data)
     balance = make_balance(experiment, corpus, ramp)
     loader = Loader(corpus, experiment.data, make_objective(experiment.data, corpus.vocabulary), balance.mixture, ramp)

@@ -12,8 +12,9 @@ import jax
 from rich.console import Console
 
 from pathways_lm.checkpoint.retention import Keep
-from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.checkpoint.run_folder import RunFolder, reading
 from pathways_lm.checkpoint.store import Store
+from pathways_lm.cli.begin import Beginning, begin
 from pathways_lm.cli.describe import describe_run, mesh_text
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.hooks import make_hooks
@@ -59,6 +60,8 @@ class Session(NamedTuple):
     changes: list[str]
     model: Model
     corpus: Corpus
+    beginning: Beginning | None
+    """Of a run that has no checkpoint yet and takes parameters of another."""
     console: Console
     began: float
 
@@ -87,8 +90,13 @@ def main(arguments: argparse.Namespace) -> int:
         console.print(said, highlight=False, soft_wrap=True)
         # Patterns that fit no parameter are told before a corpus is prepared.
         treatments(experiment.optimizer, model)
-        corpus = prepare(experiment.data, experiment.model.vocab_size)
-        session = Session(experiment, Path(arguments.config), folder, changes, model, corpus, console, began)
+        begins = experiment.train.init_from and not folder.has_checkpoint(experiment)
+        beginning = begin(experiment, model) if begins else None
+        corpus = prepare(reading(experiment, folder), experiment.model.vocab_size)
+        if beginning is not None:
+            beginning.check_vocabulary(experiment.data, model, corpus.vocabulary)
+        source = Path(arguments.config)
+        session = Session(experiment, source, folder, changes, model, corpus, beginning, console, began)
         signal = _train(session, stack)
     if first:
         try:
@@ -105,7 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _train(session: Session, stack: ExitStack) -> int | None:
     """Restores or starts, and runs. Returns the signal that stopped it early, if one did."""
-    experiment, source, folder, changes, model, corpus, console, began = session
+    experiment, source, folder, changes, model, corpus, beginning, console, began = session
     train, data = experiment.train, experiment.data
     first = jax.process_index() == 0
     books = Books(began)
@@ -123,7 +131,8 @@ def _train(session: Session, stack: ExitStack) -> int | None:
     restorer = Restorer(store, abstract_state(model, optimizer), corpus, rewinds)
     state, found = restorer.newest()
     if state is None:
-        state = initial_state(model, optimizer, train.seed, train.loss_scale)
+        params = beginning.params(model, train.seed) if beginning is not None else None
+        state = initial_state(model, optimizer, train.seed, train.loss_scale, params)
     step = int(state.step)
     course = stack.enter_context(Course(loader, balance, model.rules("batch", None), step))
     spikes = Spikes(train)
@@ -147,6 +156,9 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         return None
     if step:
         console.print(f"resuming '{folder.path}' after step {step}", highlight=False, soft_wrap=True)
+    if beginning is not None:
+        changes.append(beginning.told(model))
+        console.print(f"'{folder.path}' {changes[-1]}", highlight=False, soft_wrap=True)
     log.event(step, "resume" if step else "start", "; ".join(changes))
     PULSE.beat(step)
     traces = folder.path / f"hang-process-{jax.process_index()}.txt"

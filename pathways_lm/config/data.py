@@ -56,6 +56,9 @@ class DataConfig(Checked):
     over so many tokens, MT-NLG)."""
     validation_fraction: float = bounded(0.02, above=0, at_most=0.5)
     """The share of files kept for validation, chosen by a hash of their names."""
+    examples: int = bounded(0, at_least=0)
+    """So many training examples of each task are kept, chosen by `seed`, of which a smaller number are a part; 0 keeps
+    all. Epochs are then as short as they come."""
     seed: int = bounded(0, at_least=0)
     cache_dir: str = "~/.cache/pathways_lm"
     cache: str = ""

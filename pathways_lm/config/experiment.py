@@ -12,7 +12,7 @@ from pathways_lm.config.mesh import MeshConfig
 from pathways_lm.config.mixing import MixingConfig
 from pathways_lm.config.model import ModelConfig
 from pathways_lm.config.optimizer import OptimizerConfig
-from pathways_lm.config.train import SampleConfig, TrainConfig
+from pathways_lm.config.train import HIGHER_IS_BETTER, SampleConfig, TrainConfig
 from pathways_lm.errors import ConfigError, nearest
 
 
@@ -53,17 +53,31 @@ class Experiment(Checked):
         self._check_objective()
         self._check_spikes()
         self.optimizer.check_length(self.train.num_steps, self.tokens_per_step)
-        train = self.train
-        if train.checkpoints_best and train.checkpoints_best_by == "bits_per_byte" and self.data.objective != "causal":
-            raise ConfigError(
-                f"train.checkpoints_best_by='bits_per_byte' is for data.objective='causal', not "
-                f"{self.data.objective!r}; use 'loss'"
-            )
+        self._check_validation()
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a batch, as the papers count them: of an encoder-decoder, the encoder's."""
         return self.data.batch_size * self.data.sequence_length
+
+    def _check_validation(self) -> None:
+        """What is asked at validation, and what the best checkpoints are told by, is there to be had."""
+        train, objective = self.train, self.data.objective
+        if train.evaluate_examples and objective != "text_to_text":
+            raise ConfigError(
+                f"train.evaluate_examples={train.evaluate_examples} is for data.objective='text_to_text', not "
+                f"{objective!r}"
+            )
+        if train.checkpoints_best and train.checkpoints_best_by == "bits_per_byte" and objective != "causal":
+            raise ConfigError(
+                f"train.checkpoints_best_by='bits_per_byte' is for data.objective='causal', not {objective!r}; "
+                "use 'loss'"
+            )
+        if train.checkpoints_best and train.checkpoints_best_by in HIGHER_IS_BETTER and not train.evaluate_examples:
+            raise ConfigError(
+                f"train.checkpoints_best_by={train.checkpoints_best_by!r} is of answers to held-out pairs; set "
+                "train.evaluate_examples, or use 'loss'"
+            )
 
     def _check_spikes(self) -> None:
         """What is gone back to must still be there."""

@@ -4,7 +4,7 @@ import math
 import typing
 from dataclasses import dataclass
 
-from pathways_lm.checked import Checked, bounded
+from pathways_lm.checked import Checked, bounded, parse_patterns
 from pathways_lm.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ class OptimizerConfig(Checked):
         if self.schedule == "wsd" and not self.decay_steps:
             raise ConfigError("optimizer.decay_steps is not set: 'wsd' needs steps over which the rate falls")
         parse_rates(self.rates)
-        parse_patterns("undecayed", self.undecayed)
+        parse_patterns("optimizer.undecayed", self.undecayed)
 
     def check_length(self, num_steps: int, tokens_per_step: int) -> None:
         """Raises ConfigError where the schedule's parts do not make up a run of so many steps."""
@@ -99,17 +99,9 @@ def warmup_length(steps: int, tokens: int, tokens_per_step: int) -> float:
     return tokens / tokens_per_step if tokens else float(steps)
 
 
-def parse_patterns(field: str, text: str) -> tuple[str, ...]:
-    """What stands between commas. Raises ConfigError naming the field where that is nothing."""
-    entries = tuple(entry.strip() for entry in text.split(",")) if text else ()
-    if not all(entries):
-        raise ConfigError(f"optimizer.{field}={text!r} has an empty entry; entries stand between single commas")
-    return entries
-
-
 def parse_rates(text: str) -> tuple[tuple[str, float], ...]:
     """`optimizer.rates` as patterns and factors. Raises ConfigError where it is something else."""
-    return tuple(_factor(entry) for entry in parse_patterns("rates", text))
+    return tuple(_factor(entry) for entry in parse_patterns("optimizer.rates", text))
 
 
 def _factor(entry: str) -> tuple[str, float]:

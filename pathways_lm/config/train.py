@@ -3,7 +3,11 @@
 import typing
 from dataclasses import dataclass
 
-from pathways_lm.checked import Checked, bounded
+from pathways_lm.checked import Checked, bounded, parse_patterns
+from pathways_lm.errors import ConfigError
+
+HIGHER_IS_BETTER = ("accuracy", "bleu")
+"""Of the figures of validation; of the others less is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,13 @@ class TrainConfig(Checked):
 
     num_steps: int = bounded(at_least=1)
     seed: int = bounded(0, at_least=0, at_most=2**32 - 1)
+    init_from: str = ""
+    """A run folder whose parameters this run begins with, at step 0 and with a fresh optimizer, and whose vocabulary it
+    has; empty draws them."""
+    init_step: int = bounded(0, at_least=0)
+    """That run's checkpoint; 0 is the newest."""
+    init_parameters: str = ""
+    """Patterns of parameters that are taken from it: `embedding,encoder`. The others are drawn. Empty takes all."""
     microbatches: int = bounded(1, at_least=1)
     """Parts a batch is cut into, whose gradients are summed before the update."""
     pipeline: str = bounded("1f1b", one_of=("gpipe", "1f1b"))
@@ -44,19 +55,32 @@ class TrainConfig(Checked):
     z_loss: float = bounded(1e-4, at_least=0)
     log_every: int = bounded(10, at_least=1)
     eval_every: int = bounded(500, at_least=1)
+    evaluate_examples: int = bounded(0, at_least=0)
+    """For text_to_text: so many held-out pairs of each task are answered at each validation, and scored by the task's
+    metrics; 0 asks nothing."""
     checkpoint_every: int = bounded(500, at_least=1)
     checkpoints_kept: int = bounded(3, at_least=2)
     """Two at least: should the newest be damaged, the one before is used."""
     checkpoints_kept_every: int = bounded(0, at_least=0)
     """Besides, those of every so many steps are kept for ever; 0 keeps none."""
     checkpoints_best: int = bounded(0, at_least=0)
-    """Besides, so many with the lowest `checkpoints_best_by` are kept; 0 keeps none."""
-    checkpoints_best_by: str = bounded("loss", one_of=("loss", "bits_per_byte"))
-    """The figure of the validation text that tells the best checkpoints."""
+    """Besides, so many with the best `checkpoints_best_by` are kept; 0 keeps none."""
+    checkpoints_best_by: str = bounded("loss", one_of=("loss", "bits_per_byte", "accuracy", "bleu"))
+    """The figure of validation that tells the best checkpoints: the lowest loss or bits, or, of what
+    `evaluate_examples` asks, the highest mean accuracy or BLEU over the tasks."""
     checkpoint_dir: str = ""
     """A folder or URL (gs://bucket/folder) for this run's checkpoints alone; empty is the run folder."""
     watchdog_seconds: int = bounded(1800, at_least=0)
     """A run in which nothing is finished for so long is ended, to be started again; 0 waits for ever."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_patterns("train.init_parameters", self.init_parameters)
+        for name in ("init_step", "init_parameters"):
+            if getattr(self, name) and not self.init_from:
+                raise ConfigError(
+                    f"train.{name}={getattr(self, name)!r} is of the run that train.init_from names: set it"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

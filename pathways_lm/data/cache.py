@@ -152,6 +152,7 @@ def asked(config: DataConfig, vocab_size: int) -> dict[str, Any]:
     # How files are read, and what becomes of the text.
     names = ["text_key", "inputs_key", "targets_key"] if config.files else []
     names += ["objective", "inputs", "sequence_length", "targets_length", "validation_fraction"]
+    names += ["examples", "seed"] if config.examples else []
     return {**source, **{f"data.{name}": getattr(config, name) for name in names}, "vocabulary": which}
 
 
@@ -192,9 +193,11 @@ def writable(folder: str) -> Iterator[None]:
 
 
 def _check_size(corpus: Corpus, config: DataConfig) -> None:
-    """Raises DataError when a task does not fill one batch."""
+    """Raises DataError when a task does not fill one batch. Of few examples, rows come several times in a batch."""
     for task, splits in corpus.counts.items():
         found = splits[TRAIN]
+        if config.examples and found.sequences:
+            continue
         if found.sequences < config.batch_size:
             raise DataError(
                 f"task '{task}' is too small: its {found.tokens} training tokens make {found.sequences} sequences of "

@@ -43,16 +43,12 @@ class Loader:
         self.ramp = ramp or make_ramp(config)
         self.sequence_length = corpus.sequence_length
         self._objective = objective
-        self._validation = [self._source(corpus, task, VALIDATION) for task in self.mixture.tasks]
-        self._train = [self._source(corpus, task, TRAIN) for task in self.mixture.tasks]
+        self._validation = [_source(corpus, task, VALIDATION) for task in self.mixture.tasks]
+        self._train = [_source(corpus, task, TRAIN) for task in self.mixture.tasks]
         # Numbers of sequences, and not what is read: passing those through costs more than reading them.
         self._order = [
             grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat() for source in self._train
         ]
-
-    @staticmethod
-    def _source(corpus: Corpus, task: str, split: str) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource(corpus.files(task, split))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of the training stream: int32 [stop - start, L]."""
@@ -107,6 +103,15 @@ class Loader:
             batch[: len(part)] = [sequence for _, sequence in part]
             tasks = [task for task, _ in part] + [0] * (batch_size - len(part))
             yield self._examples(batch, _VALIDATION + start, tasks)
+
+
+def read_rows(corpus: Corpus, task: str, split: str) -> Iterator[np.ndarray]:
+    """A split's packed rows in order, int32 [L] each."""
+    return (_sequence(record) for record in _source(corpus, task, split))
+
+
+def _source(corpus: Corpus, task: str, split: str) -> grain.sources.ArrayRecordDataSource:
+    return grain.sources.ArrayRecordDataSource(corpus.files(task, split))
 
 
 def _sequence(record: bytes) -> np.ndarray:

@@ -100,9 +100,9 @@ def as_shard(values: Mapping[str, Any]) -> Shard:
 
 def difference(written: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
     """The first setting of `asked` that was another when the cache was written, as `x=1, not 2`."""
-    for name, value in asked.items():
-        if name not in written or written[name] != value:
-            return f"{name}={written.get(name)!r}, not {value!r}"
+    for name in {**asked, **written}:
+        if name not in written or name not in asked or written[name] != asked[name]:
+            return f"{name}={written.get(name)!r}, not {asked.get(name)!r}"
     return None
 
 

@@ -73,6 +73,19 @@ def pack_pairs(pairs: Iterable[tuple[Tokens, Tokens]], length: int, inputs_lengt
         _log.warning("%d of %d pairs are longer than rows of %s tokens, and were trimmed", trimmed, count, where)
 
 
+def unpack_pairs(row: Row, end: int, inputs_length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of a row that `pack_pairs` made, in order, without the ends."""
+    if inputs_length:
+        return list(zip(_parts(row[:inputs_length], end), _parts(row[inputs_length:], end), strict=True))
+    parts = _parts(row, end)
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _parts(tokens: np.ndarray, end: int) -> list[np.ndarray]:
+    """What stands before each end."""
+    return [part[part != end] for part in np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]]
+
+
 def _shares(inputs: int, targets: int, length: int) -> tuple[int, int]:
     """Tokens of a row for each part of a pair that is too long: half, and what the other does not need."""
     for_targets = min(targets, length - min(inputs, length // 2))

@@ -9,6 +9,7 @@ import functools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, timedelta
 
 from pathways_lm.data.examples import Document, Pair
 from pathways_lm.data.standard_library import python_docs, python_stdlib
@@ -24,7 +25,10 @@ _LANGUAGES = (
 )
 
 _SEED = 20
-_ARITHMETIC, _SORTING, _MISSPELLINGS = 20_000, 20_000, 3
+_ARITHMETIC, _SORTING, _MISSPELLINGS, _NUMBERS, _DATES = 20_000, 20_000, 3, 20_000, 20_000
+_DATE_STYLES, _DATE_LANGUAGES = ("medium", "long", "full"), ("en", "de", "fr", "es", "it", "nl", "pt", "sv")
+# From 1900 to 2099.
+_DAYS = 73_049
 _WORD = re.compile(r"[a-z]{5,14}")
 
 
@@ -144,6 +148,49 @@ def _unsorted(words: list[str], draw: random.Random) -> tuple[str, str]:
     return f"sort: {' '.join(chosen)}", " ".join(sorted(chosen))
 
 
+def numbers_in_words() -> list[Pair]:
+    """A whole number below a million to its English name."""
+    draw = random.Random(_SEED)
+    numbers = (draw.randrange(10 ** draw.randrange(2, 7)) for _ in range(_NUMBERS))
+    return _pairs((f"in words: {number}", in_words(number)) for number in numbers)
+
+
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def in_words(number: int) -> str:
+    """A number from 0 to 999,999 as British English says it: `one hundred and twenty-three`."""
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return _TENS[tens - 2] + (f"-{_ONES[ones]}" if ones else "")
+    unit, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    count, rest = divmod(number, unit)
+    said = f"{in_words(count)} {name}"
+    return f"{said} {'and ' if rest < 100 else ''}{in_words(rest)}" if rest else said
+
+
+def dates() -> list[Pair]:
+    """A day as it is written in one of several languages, by CLDR, to its form by ISO 8601."""
+    try:
+        from babel.dates import format_date
+    except ImportError as error:
+        raise DataError("dates needs the package babel: pip install babel") from error
+    draw = random.Random(_SEED)
+
+    def example() -> tuple[str, str]:
+        day = date(1900, 1, 1) + timedelta(draw.randrange(_DAYS))
+        style, language = _DATE_STYLES[draw.randrange(3)], _DATE_LANGUAGES[draw.randrange(len(_DATE_LANGUAGES))]
+        return f"date: {format_date(day, style, locale=language)}", day.isoformat()
+
+    return _pairs(example() for _ in range(_DATES))
+
+
 TASKS: Mapping[str, Callable[[], list[Pair]]] = {
     "docstring_to_name": docstring_to_name,
     "signature_to_docstring": signature_to_docstring,
@@ -152,6 +199,8 @@ TASKS: Mapping[str, Callable[[], list[Pair]]] = {
     "spelling": spelling,
     "arithmetic": arithmetic,
     "sorting": sorting,
+    "numbers_in_words": numbers_in_words,
+    "dates": dates,
 }
 METRICS: Mapping[str, tuple[str, ...]] = {
     "docstring_to_name": ("accuracy",),
@@ -161,5 +210,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "spelling": ("accuracy",),
     "arithmetic": ("accuracy",),
     "sorting": ("accuracy", "edit_distance"),
+    "numbers_in_words": ("accuracy",),
+    "dates": ("accuracy",),
 }
 """Of `t5.evaluation.metrics`, by task."""

@@ -22,6 +22,7 @@ MIXTURES: Mapping[str, tuple[str, ...]] = {
     "python_text": ("python_docs", "python_stdlib"),
     "translation": ("country_names", "language_names"),
     "text_to_text": tuple(pairs.TASKS),
+    "exact_answers": ("sorting", "numbers_in_words", "dates"),
 }
 FILES_TASK = "files"
 
@@ -39,7 +40,21 @@ def read(config: DataConfig) -> dict[str, Splits]:
     for task, splits in tasks.items():
         for examples in splits.values():
             _check(task, examples, config)
-    return {task: _both(splits, config.validation_fraction) for task, splits in tasks.items()}
+    both = {task: _both(splits, config.validation_fraction) for task, splits in tasks.items()}
+    if config.examples:
+        for splits in both.values():
+            splits[TRAIN] = few(splits[TRAIN], config.examples, config.seed)
+    return both
+
+
+def few(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """So many of the examples, in their order, by a hash of the seed and their names: of more, these are a part."""
+
+    def place(example: Example) -> float:
+        return _place(f"{seed}/{example.name}#{example.part}")
+
+    chosen = sorted(range(len(examples)), key=lambda number: place(examples[number]))[:count]
+    return [examples[number] for number in sorted(chosen)]
 
 
 def _both(splits: Splits, fraction: float) -> Splits:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from pathways_lm.data.examples import TRAIN, Example, Pair
+from pathways_lm.data.metrics import BY_NAME
 from pathways_lm.data.pairs import METRICS
 from pathways_lm.data.quiet_tensorflow import seqio, tf
 from pathways_lm.data.sources import MIXTURES, sampling_rates
@@ -95,7 +96,7 @@ def register(tasks: Mapping[str, Splits], vocabulary: Vocabulary) -> None:
             ),
             preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
             output_features=dict.fromkeys(_texts(splits), feature),
-            metric_fns=[_METRICS[metric] for metric in METRICS.get(name, ())],
+            metric_fns=[BY_NAME[metric] for metric in METRICS.get(name, ())],
         )
     rates = sampling_rates({name: splits[TRAIN] for name, splits in tasks.items()})
     for name, members in MIXTURES.items():
@@ -121,37 +122,6 @@ def _examples(task: str, split: str) -> Iterator[Mapping[str, np.ndarray]]:
         sequence_length=None, split=split, shuffle=False, try_in_mem_cache=False
     )
     return dataset.as_numpy_iterator()
-
-
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-    """The percentage of predictions that are their target."""
-    from t5.evaluation import metrics  # late: it takes seconds, and only evaluation needs it
-
-    return metrics.accuracy(targets, predictions)
-
-
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-    """sacrebleu's BLEU of all predictions, 0 to 100."""
-    from t5.evaluation import metrics
-
-    return metrics.bleu(targets, predictions)
-
-
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-    """ROUGE-1, -2 and -Lsum, 0 to 100."""
-    from t5.evaluation import metrics
-
-    return metrics.rouge(targets, predictions)
-
-
-def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-    """Words to change, add or leave out, from a prediction to its target: their least, most, mean, median and sum."""
-    from t5.evaluation import metrics
-
-    return metrics.edit_distance(targets, predictions)
-
-
-_METRICS: Mapping[str, Callable] = {"accuracy": accuracy, "bleu": bleu, "rouge": rouge, "edit_distance": edit_distance}
 
 
 def _texts(splits: Splits) -> dict[str, Callable[[Example], str]]:

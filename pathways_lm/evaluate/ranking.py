@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from pathways_lm.decode.sampling import Sampler
-from pathways_lm.evaluate.answers import exact_match, f1
 from pathways_lm.evaluate.continuations import check_room, encode_pair, fit_prompts
 from pathways_lm.evaluate.few_shot import Question, Template
 from pathways_lm.evaluate.scoring import Scored
+from pathways_lm.evaluate.squad import exact_match, f1
 from pathways_lm.evaluate.trained import Trained
 
 

@@ -8,13 +8,25 @@ import html
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pathways_lm.errors import CheckpointError
 from pathways_lm.report.style import CSS
 
 Card = tuple[str, str, str]
 """Label, value and a note below it."""
+
+
+class Chart(Protocol):
+    """A finished picture."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def svg(self) -> str: ...
+
 
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 """Control characters as their Unicode pictures: HTML may not hold them, and a reader should see them."""
@@ -74,6 +86,16 @@ def section(title: str, body: str, note: str = "") -> str:
 def card(body: str) -> str:
     """A frame that its contents fill."""
     return f'<div class="card flush">{body}</div>'
+
+
+def curves(charts: Iterable[Chart]) -> str:
+    """Charts side by side, each in a frame below its title and unit."""
+    figures = [
+        f'<figure class="card"><figcaption><h3>{escaped(chart.title)}</h3>'
+        f"<small>{escaped(chart.unit)}</small></figcaption>{chart.svg}</figure>"
+        for chart in charts
+    ]
+    return f'<div class="grid curves">{"".join(figures)}</div>'
 
 
 def folded(title: str, body: str) -> str:

@@ -1,14 +1,25 @@
 """`report.html`: a run on one page."""
 
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pathways_lm.report.html import Card, card, cards, document, escaped, folded, is_number, section, table, write_whole
+from pathways_lm.report.html import (
+    Card,
+    card,
+    cards,
+    curves,
+    document,
+    escaped,
+    folded,
+    is_number,
+    section,
+    table,
+    write_whole,
+)
 from pathways_lm.report.plots import charts
 from pathways_lm.report.read import Row, Run, read_run, series
+from pathways_lm.report.words import big, clock, duration, setting
 
 _SAMPLES_SHOWN = 12
 """Samples in the open list; the earlier ones are folded away below it."""
@@ -16,13 +27,13 @@ _EVENTS_SHOWN = 15
 """A longer list of events is folded away."""
 
 
-def write_report(folder: str | Path) -> Path:
-    """Writes `report.html` into a run folder, whole or not at all, and returns its path.
+def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Writes the page, by default as `report.html` into the run folder, whole or not at all, and returns its path.
 
-    Raises CheckpointError when `folder` is no run folder or cannot be written to.
+    Raises CheckpointError when `folder` is no run folder or the page cannot be written.
     """
     run = read_run(folder)
-    path = run.folder / "report.html"
+    path = Path(path) if path else run.folder / "report.html"
     write_whole(path, page(run))
     return path
 
@@ -37,7 +48,7 @@ def page(run: Run) -> str:
 def _progress(run: Run) -> str:
     """From when to when the run wrote, and the last that happened."""
     times = [row["time"] for row in run.train + run.validation + run.events if is_number(row.get("time"))]
-    parts = [f"{_clock(min(times))} to {_clock(max(times))} UTC"] if times else []
+    parts = [f"{clock(min(times))} to {clock(max(times))} UTC"] if times else []
     parts += [f"last event: {run.events[-1].get('what')} at step {run.events[-1]['step']:,}"] if run.events else []
     return " · ".join(parts)
 
@@ -50,6 +61,7 @@ def _headline(run: Run) -> str:
         _tokens(run),
         _loss(run),
         _bits(run),
+        _accuracy(run),
         _speed(run),
         _time(run),
         _goodput(run),
@@ -63,7 +75,7 @@ def _size(run: Run) -> Card | None:
     layers = run.config.get("model", {}).get("num_layers")
     width = run.config.get("model", {}).get("embed_dim")
     shape = f"{count:,}" + (f" · {layers} layers of width {width}" if layers and width else "")
-    return ("Parameters", _big(count), shape) if count else None
+    return ("Parameters", big(count), shape) if count else None
 
 
 def _steps(run: Run) -> Card | None:
@@ -82,7 +94,7 @@ def _tokens(run: Run) -> Card | None:
     tasks = run.facts.get("corpus", {}).get("tasks", {})
     corpus = sum(splits.get("train", {}).get("tokens", 0) for splits in tasks.values())
     passes = f"{tokens[-1] / corpus:.2f} × the training corpus" if corpus else ""
-    return "Tokens seen", _big(tokens[-1]), passes
+    return "Tokens seen", big(tokens[-1]), passes
 
 
 def _loss(run: Run) -> Card | None:
@@ -108,6 +120,18 @@ def _bits(run: Run) -> Card | None:
     return "Bits per byte", f"{bits[-1]:.3f}", " · ".join(compared)
 
 
+def _accuracy(run: Run) -> Card | None:
+    """The last figure of the answers to held-out pairs, and each task's."""
+    steps, accuracies = series(run.validation, "accuracy")
+    if not len(accuracies):
+        return None
+    told = run.validation[-1].get("tasks", {})
+    each = [f"{task} {figures['accuracy']:.1f}%" for task, figures in told.items() if "accuracy" in figures]
+    best = np.argmax(np.nan_to_num(accuracies, nan=-1.0))
+    notes = [f"best {accuracies[best]:.1f}% at step {steps[best]:,.0f}"] if best < len(accuracies) - 1 else []
+    return "Accuracy", f"{accuracies[-1]:.1f}%", " · ".join(each + notes) or "of held-out answers"
+
+
 def _speed(run: Run) -> Card | None:
     _, speeds = series(run.train, "tokens_per_second")
     _, mfu = series(run.train, "mfu")
@@ -120,7 +144,7 @@ def _speed(run: Run) -> Card | None:
 def _time(run: Run) -> Card | None:
     restarts = sum(row.get("what") == "resume" for row in run.events)
     note = f"in {restarts + 1} parts, the pauses left out" if restarts else "in one go"
-    return ("Wall time", _duration(run.seconds), note) if run.seconds else None
+    return ("Wall time", duration(run.seconds), note) if run.seconds else None
 
 
 def _goodput(run: Run) -> Card | None:
@@ -143,17 +167,12 @@ def _device(run: Run) -> Card | None:
 
 
 def _curves(run: Run) -> str:
-    figures = [
-        f'<figure class="card"><figcaption><h3>{escaped(chart.title)}</h3>'
-        f"<small>{escaped(chart.unit)}</small></figcaption>"
-        f"{chart.svg}</figure>"
-        for chart in charts(run)
-    ]
+    drawn = charts(run)
     told = "Faint: as logged. Strong: running median." + (" Dashed upright: a restart." if run.resumed_at else "")
     if run.yardsticks:
         told += " The compressors had the whole validation text at once and none of the training text."
-    body = f'<p class="note">{told}</p><div class="grid curves">{"".join(figures)}</div>'
-    return section("Curves", body if figures else '<p class="note">Nothing is logged yet.</p>')
+    body = f'<p class="note">{told}</p>{curves(drawn)}'
+    return section("Curves", body if drawn else '<p class="note">Nothing is logged yet.</p>')
 
 
 def _samples(run: Run) -> str:
@@ -232,7 +251,7 @@ def _config(run: Run) -> str:
     sections = {name: value for name, value in run.config.items() if isinstance(value, dict)}
     for name, fields in {"experiment": plain, **sections}.items():
         rows = "".join(
-            f"<tr><td>{escaped(key)}</td><td>{escaped(_setting(value))}</td></tr>" for key, value in fields.items()
+            f"<tr><td>{escaped(key)}</td><td>{escaped(setting(value))}</td></tr>" for key, value in fields.items()
         )
         cards.append(f'<div class="card"><h3>{escaped(name)}</h3><table class="mono">{rows}</table></div>')
     return section("Config", f'<div class="grid config">{"".join(cards)}</div>')
@@ -242,7 +261,7 @@ def _events(run: Run) -> str:
     if not run.events:
         return ""
     rows = [
-        [_clock(row["time"]) if is_number(row.get("time")) else None, row["step"], row.get("what"), row.get("detail")]
+        [clock(row["time"]) if is_number(row.get("time")) else None, row["step"], row.get("what"), row.get("detail")]
         for row in reversed(run.events)
     ]
     events = table(("Time (UTC)", "Step", "What", "Detail"), rows, numbers=(1,), long=(3,))
@@ -258,30 +277,3 @@ def _footer(run: Run) -> str:
     if run.unreadable:
         parts.append(f"{run.unreadable} unreadable lines left out, as a kill leaves them")
     return " · ".join(parts)
-
-
-def _setting(value: Any) -> str:
-    """A config value; a text keeps its quotes where spaces or nothing would be lost to the eye."""
-    return repr(value) if isinstance(value, str) and value.split() != [value] else str(value)
-
-
-def _big(count: float) -> str:
-    """13115392 as "13.1 M"."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.4g} {name}"
-    return f"{count:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """The two largest units: "2 h 5 min", "9 min 42 s"."""
-    left, parts = round(seconds), []
-    for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        amount, left = divmod(left, unit)
-        if amount:
-            parts.append(f"{amount} {name}")
-    return " ".join(parts[:2]) or "under a second"
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

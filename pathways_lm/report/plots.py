@@ -75,15 +75,23 @@ def save_picture(run: Run, path: str | Path) -> None:
 
 def _draw(axes: Axes, run: Run, recipe: _Recipe) -> bool:
     """Draws a quantity and the restarts. False when there is nothing to draw."""
-    axes.set_axisbelow(True)
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
     axes.set_xlabel("step")
     recipe.draw(axes, run)
     if not axes.lines and not axes.collections:
         return False
+    dress(axes, max((row["step"] for row in run.train + run.validation), default=0))
+    for step in run.resumed_at:
+        axes.axvline(step, color=COLOURS["restart"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.9)
+    return True
+
+
+def dress(axes: Axes, last: float) -> None:
+    """Grid, ticks and their numbers of a curve that goes from 0 to `last`."""
+    axes.set_axisbelow(True)
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
     if axes.get_xscale() == "linear":
-        last = max((row["step"] for row in run.train + run.validation), default=0) or 1
+        last = last or 1
         axes.set_xlim(-0.02 * last, 1.02 * last)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
@@ -94,16 +102,13 @@ def _draw(axes: Axes, run: Run, recipe: _Recipe) -> bool:
         axes.yaxis.set_major_formatter(FuncFormatter(_short))
     else:
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    for step in run.resumed_at:
-        axes.axvline(step, color=COLOURS["restart"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.9)
-    return True
 
 
 def _draw_loss(axes: Axes, run: Run) -> None:
     """The labelled curves decide the frame: a single spike of the faint one may leave it."""
     _draw_loss_on_log_steps(axes, run)
     axes.set_xscale("linear")
-    _frame(axes, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
+    frame(axes, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
 
 
 def _draw_loss_on_log_steps(axes: Axes, run: Run) -> None:
@@ -119,7 +124,7 @@ def _draw_bits(axes: Axes, run: Run) -> None:
     _validation_curve(axes, run, "bits_per_byte")
     if not axes.lines:
         return
-    _frame(axes, axes.lines, run.yardsticks.values())
+    frame(axes, axes.lines, run.yardsticks.values())
     for name, bits in run.yardsticks.items():
         axes.axhline(bits, color=COLOURS["ink"], linewidth=1, linestyle=(0, (5, 3)))
         # The greatest is labelled above its line and the others below, so that near lines keep their labels apart.
@@ -169,11 +174,11 @@ def _train_curve(axes: Axes, run: Run, key: str, label: str | None = None) -> No
     if not np.isfinite(values).any():
         return
     colour = COLOURS["train"]
-    axes.plot(*_thinned(steps, values), color=colour, alpha=0.3, linewidth=0.9, marker=_marker(steps))
-    axes.plot(*_running_median(steps, values), color=colour, linewidth=1.8, label=label)
+    axes.plot(*thinned(steps, values), color=colour, alpha=0.3, linewidth=0.9, marker=_marker(steps))
+    axes.plot(*running_median(steps, values), color=colour, linewidth=1.8, label=label)
 
 
-def _frame(axes: Axes, lines: Iterable[Line2D], shown: Iterable[float] = ()) -> None:
+def frame(axes: Axes, lines: Iterable[Line2D], shown: Iterable[float] = ()) -> None:
     """Fits the axis to the curves and to the values `shown`.
 
     The steep first twentieth of the run may leave the frame, or all that follows would look flat.
@@ -193,7 +198,7 @@ def _smooth_curve(axes: Axes, run: Run, key: str) -> None:
     """The logged values, for what has no noise; nothing when there are none."""
     steps, values = series(run.train, key)
     if np.isfinite(values).any():
-        axes.plot(*_thinned(steps, values), color=COLOURS["train"], linewidth=1.8, marker=_marker(steps))
+        axes.plot(*thinned(steps, values), color=COLOURS["train"], linewidth=1.8, marker=_marker(steps))
 
 
 def _validation_curve(axes: Axes, run: Run, key: str, label: str | None = None) -> None:
@@ -222,7 +227,7 @@ def _buckets(steps: np.ndarray, values: np.ndarray) -> list[tuple[np.ndarray, np
     return list(zip(np.split(steps, edges), np.split(values, edges), strict=True))
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The curve as it is when it is short, else the least and the greatest row of each bucket, in order."""
     if len(values) <= 2 * _BUCKETS:
         return steps, values
@@ -234,7 +239,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return thin_steps, thin_values
 
 
-def _running_median(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def running_median(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Medians over a window of about a fifteenth of the run, at least five buckets."""
     buckets = _buckets(steps, values)
     middles = np.array([np.mean(bucket) for bucket, _ in buckets])
@@ -291,6 +296,8 @@ _RECIPES = (
     _LOSS,
     _BITS,
     _Recipe("Loss, logarithmic steps", "nats per token", _draw_loss_on_log_steps),
+    _Recipe("Accuracy", "% of held-out answers that are right", tasks.draw_accuracy),
+    _Recipe("BLEU", "of answers to held-out inputs", tasks.draw_bleu),
     _Recipe("Loss of each task", "nats per token", tasks.draw_losses),
     _Recipe("Shares of the tasks", "of the rows of a batch", tasks.draw_shares),
     _Recipe("Learning rate", "", _draw_learning_rate),

@@ -87,10 +87,16 @@ tfoot td { border-top: 2px solid var(--edge); border-bottom: 0; font-weight: 600
 .key { display: flex; flex-wrap: wrap; gap: 0.35rem 1.3rem; margin-top: 0.7rem; font-size: 0.88rem; }
 .key i { display: inline-block; width: 0.75rem; height: 0.75rem; margin-right: 0.4rem; border-radius: 2px; }
 .key b { color: var(--strong); font-variant-numeric: tabular-nums; }
+.beside { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 0.9rem; }
+.beside { margin-bottom: 0.9rem; }
+.key.runs { position: sticky; top: 0; z-index: 1; padding: 0.5rem 0; background: var(--page); }
+.beside .key { margin: 0 0 0.5rem; }
+.beside pre { margin: 0; }
 footer { margin-top: 3rem; font-size: 0.85rem; overflow-wrap: anywhere; }
 @media (max-width: 32rem) {
   body { padding: 1.5rem 0.75rem 3rem; }
   .numbers { grid-template-columns: 1fr 1fr; }
+  .beside { grid-auto-flow: row; }
   .numbers dd { font-size: 1.25rem; }
   .card { padding: 0.75rem 0.8rem; }
   th, td { padding-left: 0.7rem; padding-right: 0.7rem; }

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from pathways_lm.report.read import Row, Run
+from pathways_lm.report.read import Row, Run, series
 
 # Okabe and Ito's, which colour-blind readers tell apart, without the black; readable on white and on dark.
 _PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a300", "#7f7f7f")
@@ -43,6 +43,37 @@ def draw_losses(axes: Axes, run: Run) -> None:
     if axes.lines:
         axes.legend(loc="upper right", fontsize="small")
         axes.set_ylim(bottom=0)
+
+
+def draw_accuracy(axes: Axes, run: Run) -> None:
+    """A line for each task whose answers were looked at, or one for a run of a single task."""
+    _draw_metric(axes, run, "accuracy")
+
+
+def draw_bleu(axes: Axes, run: Run) -> None:
+    """The same."""
+    _draw_metric(axes, run, "bleu")
+
+
+def _draw_metric(axes: Axes, run: Run, metric: str) -> None:
+    for place, task in enumerate(tasks_of(run)):
+        steps, values = figures(run.validation, task, metric)
+        if np.isfinite(values).any():
+            axes.plot(steps, values, color=colour(place), linewidth=1.6, marker="o", markersize=2.5, label=task)
+    if axes.lines:
+        axes.legend(loc="lower right", fontsize="small")
+    else:
+        steps, values = series(run.validation, metric)
+        if np.isfinite(values).any():
+            axes.plot(steps, values, color=colour(0), linewidth=1.6, marker="o", markersize=2.5)
+    if axes.lines:
+        axes.set_ylim(-2, 102)
+
+
+def figures(rows: tuple[Row, ...], task: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a task's figure, of the rows that tell it; NaN where it is not known."""
+    told = [(row["step"], row["tasks"][task]) for row in rows if task in row.get("tasks", {})]
+    return series(tuple({"step": step, name: each[name]} for step, each in told if name in each), name)
 
 
 def _losses(rows: tuple[Row, ...], task: str) -> tuple[np.ndarray, np.ndarray]:

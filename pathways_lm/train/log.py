@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pathways_lm.config.train import HIGHER_IS_BETTER
 from pathways_lm.train.files import Events, Lines
 
 
@@ -65,6 +66,7 @@ class Log:
         if "bits_per_byte" in figures:
             beside = "  ".join(f"{name} {bits:.3f}" for name, bits in yardsticks.items())
             text += f"  [bold]{figures['bits_per_byte']:.4f} bits/byte[/bold]  ({beside})"
+        text += "".join(f"  {name} {figures[name]:.1f}" for name in HIGHER_IS_BETTER if name in figures)
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def event(self, step: int, what: str, detail: str = "") -> None:

@@ -1,7 +1,7 @@
 """The loop: batches in, figures and checkpoints out; and back again after a spike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ from pathways_lm.train.state import TrainState, to_items
 from pathways_lm.train.step import Step
 from pathways_lm.train.stop import StopRequest
 
-Sample = Callable[[Params, Array, int], tuple[str, str]]
-"""A prompt and the model's continuation, from the parameters, the run's key and the step."""
+Sample = Callable[[Params, Array, int], Sequence[tuple[str, str]]]
+"""Prompts and what the model writes after them, from the parameters, the run's key and the step."""
 
 
 class Course(Protocol):
@@ -45,9 +45,9 @@ class Hooks:
     """What is done with the parameters at every validation."""
 
     validate: Callable[[Params], Figures]
-    """Figures of the validation text: `loss` and, where all of it is scored, `bits_per_byte`."""
+    """Figures of the validation text: `loss` and, where all of it is scored, `bits_per_byte`; metrics of answers."""
     sample: Sample | None
-    """None for a model that does not continue text."""
+    """Called after `validate`, with the same parameters. None for a model that writes nothing."""
     yardsticks: dict[str, float]
     """Bits per byte of general compressors on the same text."""
 
@@ -209,7 +209,7 @@ class Loop:
         with self.books.spent("validation"):
             figures = self.hooks.validate(self.state.params)
             self.log.validation(step, {**figures, "seconds": time.perf_counter() - began}, self.hooks.yardsticks)
-            if self.hooks.sample is not None:
-                self.log.sample(step, *self.hooks.sample(self.state.params, self.state.rng, step))
+            for prompt, text in self.hooks.sample(self.state.params, self.state.rng, step) if self.hooks.sample else ():
+                self.log.sample(step, prompt, text)
         self.meter.exclude(time.perf_counter() - began)
         return figures

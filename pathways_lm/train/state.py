@@ -28,15 +28,21 @@ class TrainState(NamedTuple):
 
 
 def initial_state(
-    model: Model, optimizer: optax.GradientTransformation, seed: int, loss_scale: float = 1.0
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    loss_scale: float = 1.0,
+    params: Params | None = None,
 ) -> TrainState:
-    """Step 0. The same numbers on every mesh."""
+    """Step 0, of these parameters, or of some drawn from the seed: the same numbers on every mesh."""
 
     def build(params: Params) -> TrainState:
         state = _wrap(optimizer, seed, loss_scale)(params)
         return state._replace(optimizer=to_host(model.rules, state.optimizer))
 
-    return jax.jit(build, out_shardings=shardings(abstract_state(model, optimizer, seed)))(model.initialise(seed))
+    return jax.jit(build, out_shardings=shardings(abstract_state(model, optimizer, seed)))(
+        model.initialise(seed) if params is None else params
+    )
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:

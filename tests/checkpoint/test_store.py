@@ -188,6 +188,17 @@ def test_which_ones_stay(scores, last, every, best):
     assert set(steps[-last:]) <= kept
 
 
+@pytest.mark.parametrize("by", ["accuracy", "bleu"])
+def test_of_some_figures_more_is_better(tmp_path, numbers, by):
+    """Those whose loss is the best are not kept for it; one without the figure never is."""
+    figures = {1: {by: 10.0}, 2: {by: 80.0}, 3: {"loss": 0.1}, 4: {by: 30.0}, 5: {by: 80.0}, 6: {by: 20.0}}
+    store = Store(tmp_path, Keep(last=1, best=2, by=by))
+    for step, told in figures.items():
+        store.save(step, numbers, FACTS, {"loss": step / 10, **told})
+    store.close()
+    assert store.steps() == [2, 5, 6]
+
+
 def test_a_kept_one_is_checked_like_any_other(tmp_path, numbers):
     store = Store(tmp_path, Keep(last=1, best=1))
     for step, loss in ((1, 2.0), (2, 3.0), (3, 4.0)):

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import gzip
 import itertools
 import json
@@ -23,6 +24,7 @@ from pathways_lm.data.build import write_cache
 from pathways_lm.data.cache import plan_cache, prepare
 from pathways_lm.data.examples import Document
 from pathways_lm.data.loader import Loader
+from pathways_lm.data.questions import held_out
 from pathways_lm.errors import DataError
 
 LENGTH, VOCAB_SIZE = 32, 400
@@ -492,6 +494,45 @@ def test_task_smaller_than_a_batch(built):
         )
         with pytest.raises(DataError, match=message):
             prepare(asked, VOCAB_SIZE)
+
+
+def test_few_examples_fill_a_batch_several_times(tmp_path):
+    """Three rows for batches of eight: each as often as any other, in every epoch of three."""
+    few = DataConfig(
+        mixture="dates", objective="text_to_text", examples=30, batch_size=8, sequence_length=64,
+        cache_dir=str(tmp_path), seed=3,
+    )  # fmt: skip
+    corpus = prepare(few, 600)
+    counts = corpus.counts["dates"]["train"]
+    assert counts.documents == 30 and counts.sequences < 8
+    rows = Loader(corpus, few, None).rows(0, 8 * counts.sequences)
+    _, times = np.unique(rows, axis=0, return_counts=True)
+    assert times.tolist() == [8] * counts.sequences
+    with pytest.raises(DataError, match=r"^data.cache='.*' was written for data.examples=30, not None"):
+        prepare(dataclasses.replace(few, examples=0, cache=str(corpus.folder)), 600)
+    with pytest.raises(DataError, match=r"was written for data.seed=3, not 4"):
+        prepare(dataclasses.replace(few, seed=4, cache=str(corpus.folder)), 600)
+
+
+def test_held_out_pairs_are_those_of_the_sources(tmp_path):
+    """As text again, evenly over the split, for both forms of rows."""
+    for inputs, length in (("encoder", 64), ("causal", 96)):
+        data = DataConfig(
+            mixture="exact_answers", objective="text_to_text", inputs=inputs, examples=40, sequence_length=length,
+            cache_dir=str(tmp_path),
+        )  # fmt: skip
+        corpus = prepare(data, 600)
+        whole = {task: splits["validation"] for task, splits in sources.read(data).items()}
+        found = held_out(corpus, data, 50)
+        assert list(found) == list(whole)
+        for task, questions in found.items():
+            texts = [(pair.inputs, pair.targets) for pair in whole[task]]
+            places = [texts.index(question) for question in questions]
+            assert len(places) == 50 and places[0] == 0 and places[-1] == len(texts) - 1
+            assert max(np.diff(places)) - min(np.diff(places)) <= 1
+        assert {task: len(each) for task, each in held_out(corpus, data, 10**6).items()} == {
+            task: len(pairs) for task, pairs in whole.items()
+        }
 
 
 def test_one_document(tmp_path):

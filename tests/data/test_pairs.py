@@ -1,9 +1,11 @@
 """The tasks of pairs: each answer checked by other means, and none on both sides of the split."""
 
 import ast
+import datetime
 import difflib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -67,6 +69,53 @@ def test_spelling():
         matcher = difflib.SequenceMatcher(None, slip, pair.targets, autojunk=False)
         kept = sum(block.size for block in matcher.get_matching_blocks())
         assert kept >= len(pair.targets) - 2
+
+
+VALUES = {
+    **{"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9},
+    **{"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16},
+    **{"seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50},
+    **{"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90},
+}
+
+
+def value_of(words: str) -> int:
+    """What a number's English name says, read from left to right."""
+    whole = part = 0
+    for word in words.replace("-", " ").replace(" and ", " ").split():
+        if word == "thousand":
+            whole, part = part * 1000, 0
+        elif word == "hundred":
+            part *= 100
+        else:
+            part += VALUES[word]
+    return whole + part
+
+
+def test_numbers_in_words():
+    found = {pair.inputs.removeprefix("in words: "): pair.targets for pair in pairs.numbers_in_words()}
+    assert all(value_of(words) == int(digits) for digits, words in found.items())
+    assert len(set(found.values())) == len(found)
+    by_hand = {0: "zero", 100: "one hundred", 110: "one hundred and ten", 2_005: "two thousand and five"}
+    by_hand |= {40_014: "forty thousand and fourteen", 900_721: "nine hundred thousand seven hundred and twenty-one"}
+    assert {number: pairs.in_words(number) for number in by_hand} == by_hand
+
+
+def test_dates():
+    """The weekday, where it is told in English, is that of the day; the numbers of day and year stand in the text, and
+    that of the month where it has no name."""
+    found = {pair.inputs.removeprefix("date: "): pair.targets for pair in pairs.dates()}
+    for text, iso in found.items():
+        day = datetime.date.fromisoformat(iso)
+        assert 1900 <= day.year <= 2099
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        if re.fullmatch(r"\d\d\.\d\d\.\d{4}", text):
+            assert numbers == [day.day, day.month, day.year]
+        else:
+            assert sorted(numbers) == [day.day, day.year]
+        assert not (weekday := re.match(r"(\w+day), [A-Z]", text)) or weekday[1] == f"{day:%A}"
+    known = {"6. April 1954": "1954-04-06", "sábado, 28 de julio de 1928": "1928-07-28", "28 maart 1965": "1965-03-28"}
+    assert {text: found[text] for text in known} == known
 
 
 def test_names_by_hand():

@@ -108,7 +108,7 @@ def test_text_to_text_reads_pairs():
             "python_docs",
             "text_to_text",
             r"^task 'python_docs' has documents, and data.objective='text_to_text' needs pairs of inputs and targets; "
-            r"use another objective, or a task of pairs: docstring_to_name, .*sorting$",
+            r"use another objective, or a task of pairs: docstring_to_name, .*dates$",
         ),
         (
             "arithmetic",
@@ -121,3 +121,24 @@ def test_text_to_text_reads_pairs():
 def test_tasks_for_another_objective(mixture, objective, message):
     with pytest.raises(DataError, match=message):
         sources.read(DataConfig(mixture=mixture, objective=objective))
+
+
+def test_few_examples():
+    """In their order; fewer of them are a part; another seed gives others; validation is whole."""
+
+    def read(examples: int, seed: int = 0):
+        config = DataConfig(mixture="exact_answers", objective="text_to_text", examples=examples, seed=seed)
+        return sources.read(config)
+
+    whole, hundred, ten, others = read(0), read(100), read(10), read(100, seed=1)
+    for task, splits in whole.items():
+        places = {pair: place for place, pair in enumerate(splits["train"])}
+        for chosen, count in ((hundred, 100), (ten, 10), (others, 100)):
+            assert chosen[task]["validation"] == splits["validation"]
+            kept = [places[pair] for pair in chosen[task]["train"]]
+            assert len(kept) == count and kept == sorted(kept)
+        assert set(ten[task]["train"]) < set(hundred[task]["train"])
+        assert len(set(others[task]["train"]) & set(hundred[task]["train"])) < 20
+        # From the whole of the task, and not from its beginning.
+        assert len({10 * places[pair] // len(places) for pair in hundred[task]["train"]}) == 10
+    assert len(read(10**9)["dates"]["train"]) == len(whole["dates"]["train"])

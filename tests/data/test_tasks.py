@@ -4,7 +4,7 @@ import seqio
 import tensorflow as tf
 
 from pathways_lm.config import DataConfig
-from pathways_lm.data import pairs, sources, tasks
+from pathways_lm.data import metrics, pairs, sources, tasks
 from pathways_lm.data.cache import prepare
 from pathways_lm.data.examples import Document, Pair
 from pathways_lm.data.loader import Loader
@@ -124,5 +124,5 @@ def test_every_task_of_pairs_is_registered_with_its_metrics(vocabulary):
 
 def test_bleu():
     """Of what is right it is 100, of what shares no word 0."""
-    assert tasks.bleu(["a b c d e"], ["a b c d e"])["bleu"] == pytest.approx(100)
-    assert tasks.bleu(["a b c d e"], ["f g h i j"])["bleu"] == pytest.approx(0, abs=1e-6)
+    assert metrics.bleu(["a b c d e"], ["a b c d e"])["bleu"] == pytest.approx(100)
+    assert metrics.bleu(["a b c d e"], ["f g h i j"])["bleu"] == pytest.approx(0, abs=1e-6)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathways_lm.data.objectives.towers import text_to_text
-from pathways_lm.data.packing import pack_pairs
+from pathways_lm.data.packing import pack_pairs, unpack_pairs
 
 END = 1
 PAIRS = st.lists(
@@ -107,6 +107,23 @@ def test_one_tower_holds_every_pair_once(pairs, length, both_ways):
             # Neither is cut for the other's sake below half of the row.
             assert len(inputs) >= min(len(whole_inputs), length // 2)
             assert len(targets) >= min(len(whole_targets), length - length // 2)
+
+
+@settings(max_examples=200)
+@given(PAIRS, st.sampled_from([(20, 0), (20, 13), (9, 0), (9, 5)]))
+def test_what_is_packed_is_unpacked(pairs, lengths):
+    """All pairs in order, those that were too long as they were trimmed: without their ends."""
+    length, inputs_length = lengths
+    found = [pair for row in rows_of(pairs, length, inputs_length) for pair in unpack_pairs(row, END, inputs_length)]
+    assert len(found) == len(pairs)
+    for (inputs, targets), (whole_inputs, whole_targets) in zip(found, pairs, strict=True):
+        assert inputs.tolist() == whole_inputs[: len(inputs)] and targets.tolist() == whole_targets[: len(targets)]
+        assert END not in inputs and END not in targets
+        if inputs_length:
+            assert len(inputs) == min(len(whole_inputs), inputs_length) - 1
+            assert len(targets) == min(len(whole_targets), length - inputs_length) - 1
+        else:
+            assert len(inputs) + len(targets) + 2 == min(len(whole_inputs) + len(whole_targets), length)
 
 
 def test_what_is_trimmed_is_told(caplog):

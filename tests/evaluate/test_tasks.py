@@ -9,8 +9,8 @@ from pathways_lm.config import DataConfig
 from pathways_lm.data import sources, t5_tasks
 from pathways_lm.data.quiet_tensorflow import seqio, tfds
 from pathways_lm.errors import ConfigError, DataError
-from pathways_lm.evaluate.answers import exact_match, f1
 from pathways_lm.evaluate.scoring import Scored
+from pathways_lm.evaluate.squad import exact_match, f1
 from pathways_lm.evaluate.tasks import TaskEvaluator
 
 DATA = DataConfig(validation_fraction=0.02)

@@ -270,3 +270,17 @@ def test_a_page_is_written_whole_or_not_at_all(run_folder: Path, monkeypatch: py
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run folder: it has no config\.json$"):
         write_report(tmp_path)
+
+
+def test_the_card_of_answers(run_folder: Path, plausible: SimpleNamespace) -> None:
+    """The last mean, each task's, and the best where that was earlier."""
+    rows = [
+        {
+            **{"kind": "validation", "step": step, "time": 0.0, "loss": 1.5, "accuracy": mean},
+            "tasks": {"sorting": {"loss": 1.0, "accuracy": mean - 10}, "dates": {"loss": 1.0, "accuracy": mean + 10}},
+        }
+        for step, mean in ((0, 20.0), (100, 60.0), (200, 50.0))
+    ]
+    plausible.write_lines(run_folder / "metrics.jsonl", rows)
+    card = Page(page(read_run(run_folder))).cards["Accuracy"]
+    assert card == "50.0%sorting 40.0% · dates 60.0% · best 60.0% at step 100"

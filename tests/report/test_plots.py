@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pathways_lm.report.plots import _running_median, _thinned, charts, save_picture
+from pathways_lm.report.plots import charts, running_median, save_picture, thinned
 from pathways_lm.report.read import read_run
 
 ALL = [
@@ -112,20 +112,20 @@ def test_long_curves_keep_their_extremes_and_stay_small() -> None:
     steps, values = np.arange(50_000.0), noise.normal(size=50_000)
     values[31_415] = 1000.0
     values[27_182] = -1000.0
-    thin_steps, thin_values = _thinned(steps, values)
+    thin_steps, thin_values = thinned(steps, values)
     assert len(thin_steps) <= 1000
     assert np.all(np.diff(thin_steps) > 0)
     assert thin_values[thin_steps == 31_415] == 1000.0
     assert thin_values[thin_steps == 27_182] == -1000.0
 
 
-def test_the_running_median_follows_a_line_and_ignores_a_spike() -> None:
+def test_therunning_median_follows_a_line_and_ignores_a_spike() -> None:
     steps = np.arange(10.0, 1010.0, 10.0)
     values = 8 - steps / 200
     spiked = values.copy()
     spiked[40] = 500.0
     for given in (values, spiked):
-        at, medians = _running_median(steps, given)
+        at, medians = running_median(steps, given)
         np.testing.assert_array_equal(at, steps)
         np.testing.assert_allclose(medians, values, atol=0.2)
 
@@ -142,3 +142,24 @@ def test_drawing_leaves_the_global_settings_of_matplotlib_alone(run_folder: Path
     before = dict(matplotlib.rcParams)
     svgs(run_folder)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_answers_are_drawn_by_task(run_folder: Path, plausible: SimpleNamespace) -> None:
+    """A line for each task that has the metric; BLEU for one of two; the curve begins with the untrained model."""
+    told = [{"names": {"loss": 2.0, "accuracy": step / 10, "bleu": step / 20}, "sums": {"loss": 1.0, "accuracy": 5.0}}
+            for step in (0, 100, 200)]  # fmt: skip
+    rows = [
+        {"kind": "validation", "step": 100 * place, "time": 0.0, "loss": 1.5, "accuracy": 7.5, "tasks": tasks}
+        for place, tasks in enumerate(told)
+    ]
+    plausible.write_lines(run_folder / "metrics.jsonl", rows)
+    drawn = svgs(run_folder)
+    assert {"Accuracy", "BLEU", "Loss of each task"} <= set(drawn)
+    assert {"names", "sums"} <= set(texts(drawn["Accuracy"]))
+    assert "names" in texts(drawn["BLEU"]) and "sums" not in texts(drawn["BLEU"])
+
+
+def test_answers_of_a_single_task(run_folder: Path, plausible: SimpleNamespace) -> None:
+    rows = [{"kind": "validation", "step": step, "time": 0.0, "loss": 1.5, "accuracy": 50.0} for step in (0, 100)]
+    plausible.write_lines(run_folder / "metrics.jsonl", rows)
+    assert "Accuracy" in svgs(run_folder) and "BLEU" not in svgs(run_folder)

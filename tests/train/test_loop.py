@@ -96,7 +96,7 @@ def play(make_loop):
 
 def played(make_loop, stage: Stage, start: int = 0, step=None, **config):
     state = TrainState(np.int32(start), {}, {}, np.zeros(2, np.uint32), Guard(np.int32(0), np.float32(1), np.int32(0)))
-    hooks = Hooks(stage.validate, lambda params, rng, step: ("", ""), {})
+    hooks = Hooks(stage.validate, lambda params, rng, step: [("", "")], {})
     workload = Workload(tokens_per_row=100, flops_per_token=6.0, peak_flops=2400.0)
     batches = itertools.count(start)
     loop = make_loop(TrainConfig(**config), state, step or stage.step, batches, stage, stage, workload, hooks)

@@ -58,7 +58,7 @@ def test_resumed_equals_uninterrupted(make, make_loop, tmp_path, optimizer, layo
         transformation,
         causal(np.zeros((ROWS, LENGTH), np.int32), END),
     )
-    hooks = Hooks(lambda params: {}, lambda params, rng, step: ("", ""), {})
+    hooks = Hooks(lambda params: {}, lambda params, rng, step: [("", "")], {})
     workload = Workload(tokens_per_row=LENGTH, flops_per_token=1.0, peak_flops=None)
 
     def go(state, store, log):

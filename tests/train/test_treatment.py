@@ -8,8 +8,9 @@ import pytest
 
 from pathways_lm.config import MoEConfig, OptimizerConfig
 from pathways_lm.errors import ConfigError
+from pathways_lm.models.patterns import fits
 from pathways_lm.train.optimizer import make_optimizer
-from pathways_lm.train.optimizers.treatment import fits, treatments
+from pathways_lm.train.optimizers.treatment import treatments
 from pathways_lm.train.schedule import make_schedule
 
 EXPERTS = {"num_layers": 2, "moe": MoEConfig(num_experts=4, every=1)}

@@ -1,16 +1,16 @@
 """What an optimizer knows of each parameter besides its numbers."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 from flax import nnx
 
+from pathways_lm.checked import parse_patterns
 from pathways_lm.config import OptimizerConfig
-from pathways_lm.config.optimizer import parse_patterns, parse_rates
-from pathways_lm.errors import ConfigError
+from pathways_lm.config.optimizer import parse_rates
 from pathways_lm.models.model import Model, Params
+from pathways_lm.models.patterns import check_patterns, fits
 
 # The model dimension of a kernel or table; all its other dimensions are its inputs or its outputs.
 MODEL = ("embed", "expert_embed")
@@ -45,7 +45,7 @@ class Treatment:
 
 def treatments(config: OptimizerConfig, model: Model) -> Params:
     """A `Treatment` for each parameter. Raises ConfigError for a pattern that fits none."""
-    rates, undecayed = parse_rates(config.rates), parse_patterns("undecayed", config.undecayed)
+    rates, undecayed = parse_rates(config.rates), parse_patterns("optimizer.undecayed", config.undecayed)
 
     def treat(keys: tuple[Any, ...], variable: nnx.Variable) -> Treatment:
         path = "/".join(str(key.key) for key in keys)
@@ -63,18 +63,6 @@ def treatments(config: OptimizerConfig, model: Model) -> Params:
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     found: Params = nnx.to_pure_dict(jax.tree_util.tree_map_with_path(treat, model.variables, is_leaf=is_variable))
     paths = [treatment.path for treatment in jax.tree.leaves(found)]
-    _check("rates", tuple(pattern for pattern, _ in rates), paths)
-    _check("undecayed", undecayed, paths)
+    check_patterns("optimizer.rates", [pattern for pattern, _ in rates], paths)
+    check_patterns("optimizer.undecayed", undecayed, paths)
     return found
-
-
-def fits(pattern: str, path: str) -> bool:
-    """Whether a run of names in `path` is `pattern`, in which `*` stands for any text."""
-    return fnmatchcase(f"/{path}/", f"*/{pattern}/*")
-
-
-def _check(field: str, patterns: tuple[str, ...], paths: list[str]) -> None:
-    for pattern in patterns:
-        if not any(fits(pattern, path) for path in paths):
-            names = sorted({name for path in paths for name in path.split("/")})
-            raise ConfigError(f"optimizer.{field}: no parameter fits {pattern!r}; names: {', '.join(names)}")
