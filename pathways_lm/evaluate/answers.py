@@ -11,6 +11,8 @@ from pathways_lm.models.model import Params
 Answer = Callable[[Params, Sequence[str]], list[str]]
 """From parameters and inputs to what the model writes, greedily, for each."""
 
+_CHARTED = ("accuracy", "bleu")
+"""What is followed over a run: one percentage each, the higher the better. `pathways-lm evaluate` tells all."""
 _OTHERWISE = ("accuracy",)
 """Metrics of tasks that name none: files, and those of the t5 package."""
 
@@ -47,12 +49,12 @@ class Answers:
 
 def metrics_of(tasks: Sequence[str]) -> set[str]:
     """The names of the metrics that answers to the tasks are scored by."""
-    return {metric for task in tasks for metric in METRICS.get(task, _OTHERWISE)}
+    return {metric for task in tasks for metric in METRICS.get(task, _OTHERWISE) if metric in _CHARTED}
 
 
 def score(task: str, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """The figures of a task's metrics: 0 to 100, but for edit distances."""
+    """The figures of a task's metrics, 0 to 100."""
     figures: dict[str, float] = {}
-    for metric in METRICS.get(task, _OTHERWISE):
+    for metric in sorted(metrics_of((task,))):
         figures |= {name: float(value) for name, value in BY_NAME[metric](targets, predictions).items()}
     return figures
