@@ -151,7 +151,7 @@ class Generator:
           ConfigError: a prompt leaves no room in the context, or is empty where something must be read.
         """
         room = [min(num_tokens, self.room(prompt)) for prompt in prompts]
-        weights = self._weights(params)
+        weights = self.weights(params)
         # Prompts of one width are read together; the longest first, as the last ones then leave few rows idle.
         waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         state, rows = self._begin(prompts, room, sampler)
@@ -171,7 +171,7 @@ class Generator:
                 weights, state, going, np.int32(enough), np.int32(steps), key, sampler=sampler, steps=STEPS
             )
             state = out[0]
-            tokens_BS, log_probs_BS, left_B, count = (_local(array) for array in out[1:])
+            tokens_BS, log_probs_BS, left_B, count = (on_host(array) for array in out[1:])
             for row in active:
                 number = held[row]
                 assert number is not None
@@ -197,7 +197,8 @@ class Generator:
             )
         return self.context - 1 if self.form.encoder else self.context - read
 
-    def _weights(self, params: Params) -> Weights:
+    def weights(self, params: Params) -> Weights:
+        """Parameters as steps use them, kept for the next call."""
         if self._held is None or self._held[0] is not params:
             self._held = (params, self.forward.weights(params))
         return self._held[1]
@@ -364,7 +365,7 @@ class Generator:
         at_B1 = reshard(jnp.where(on, state.at_B, -1)[:, None], rules("batch", None))
         x_BLD, cache = self.forward.extend(weights, token_B1, at_B1, state.cache)
         logits_BV = reshard(self.forward.logits(weights, x_BLD)[:, -1], rules(None, None)).astype(jnp.float32)
-        logits_BV = self._writable(logits_BV)
+        logits_BV = self.writable(logits_BV)
         # A draw depends on its prompt's number and its position alone, not on what else is in the batch.
         fold = jax.vmap(lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at))
         chosen_B = sampler.choose(logits_BV, fold(state.number_B, state.at_B + 1), state.history)
@@ -386,8 +387,8 @@ class Generator:
             )
         return State(cache, token_B, at_B, left_B, state.number_B, history), log_prob_B, on
 
-    def _writable(self, logits_BV: Array) -> Array:
-        """Without rows of the model beyond the vocabulary, and what is never written."""
+    def writable(self, logits_BV: Array) -> Array:
+        """Logits without rows of the model beyond the vocabulary, and what is never written."""
         ids = jnp.arange(logits_BV.shape[-1])
         out = ids >= self.form.size
         for token in self.form.never:
@@ -399,7 +400,7 @@ def _rounded(length: int, step: int) -> int:
     return -(-length // step) * step
 
 
-def _local(array: Array) -> np.ndarray:
+def on_host(array: Array) -> np.ndarray:
     """The whole of a small array, also where other processes hold parts of it."""
     if array.is_fully_addressable:
         return np.asarray(array)
