@@ -107,9 +107,7 @@ class ContrastiveSearch:
         state = jax.lax.while_loop(lambda state: ~jnp.all(state.done_P), step, state)
         return state.tokens_PT, state.log_probs_PT, state.length_P
 
-    def _step(
-        self, weights: Weights, alpha: Array, laid: Laid, limits_P: Array, top_k: int, state: Search
-    ) -> Search:
+    def _step(self, weights: Weights, alpha: Array, laid: Laid, limits_P: Array, top_k: int, state: Search) -> Search:
         rules, P = self.reader.rules, state.done_P.shape[0]
         log_probs_PV = jax.nn.log_softmax(state.logits_PV, axis=-1)
         log_prob_PK, token_PK = jax.lax.top_k(log_probs_PV, top_k)
@@ -127,7 +125,9 @@ class ContrastiveSearch:
         chosen_P = jnp.argmax((1 - alpha) * jnp.exp(log_prob_PK) - alpha * alike_PK, axis=-1).astype(jnp.int32)
 
         # The other candidates' rows become the chosen one's: they differ in the slot just written.
-        source_PK = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32)[:, None] * top_k + chosen_P[:, None], token_PK.shape)
+        source_PK = jnp.broadcast_to(
+            jnp.arange(P, dtype=jnp.int32)[:, None] * top_k + chosen_P[:, None], token_PK.shape
+        )
         cache = self.reader.caches.follow(cache, source_PK.reshape(-1), state.count, 1)
         one_PK = jnp.arange(top_k) == chosen_P[:, None]
         token_P, log_prob_P = (jnp.sum(jnp.where(one_PK, leaf, 0), axis=1) for leaf in (token_PK, log_prob_PK))

@@ -1,7 +1,6 @@
 """Prompts that are read at once and go on in several rows each: the beams of a search, or candidates for a token."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -145,7 +144,9 @@ class Reader:
         return Laid(self._place(begin), self._place(0 * begin), ones, (self._place(tokens), self._place(positions)))
 
     def _place(self, rows: np.ndarray) -> Array:
-        return jax.make_array_from_callback(rows.shape, self.rules("batch", None), partial(np.ndarray.__getitem__, rows))
+        return jax.make_array_from_callback(
+            rows.shape, self.rules("batch", None), lambda index: rows[index]
+        )
 
     @staticmethod
     def _rounded(length: int, step: int) -> int:
