@@ -74,11 +74,11 @@ class Hypothesis(Written):
 class Ranking(NamedTuple):
     """What of `Beams` a compiled search is given as numbers."""
 
-    alpha: np.float32
-    offset: np.float32
-    scale: np.float32
-    diversity: np.float32
-    early: np.bool_
+    alpha: Array
+    offset: Array
+    scale: Array
+    diversity: Array
+    early: Array
 
     def penalty(self, length: Array) -> Array:
         """What scores of hypotheses of `length` new tokens are divided by."""
@@ -114,7 +114,7 @@ class Search(NamedTuple):
     best: Texts
     """The best that have ended, in this order."""
     done_PG: Array
-    count: Array
+    turn: Array
     """Steps taken."""
 
 
@@ -143,8 +143,7 @@ class BeamSearch:
                 f"num_beams must be at most {self.reader.writable}, the ids that may be written, not {beams.num_beams}"
             )
         weights = self.generator.weights(params)
-        numbers = (beams.length_penalty, *FORMS[beams.form], beams.diversity)
-        ranking = Ranking(*map(np.float32, numbers), np.bool_(beams.early_stopping))
+        ranking = self._ranking(beams)
         found: list[list[Hypothesis]] = [[] for _ in prompts]
         for group in self.reader.groups(prompts, num_tokens, beams.num_beams):
             best = self._searched(
@@ -156,10 +155,16 @@ class BeamSearch:
                 groups=beams.groups,
                 steps=group.steps,
             )
-            texts = Texts(*map(on_host, best))
+            texts = list(map(on_host, best))
             for row, number in enumerate(group.numbers):
                 found[number] = _hypotheses(texts, row)[: beams.num_return]
         return found
+
+    def _ranking(self, beams: Beams) -> Ranking:
+        numbers = (beams.length_penalty, *FORMS[beams.form], beams.diversity)
+        whole = self.reader.rules()
+        alpha, offset, scale, diversity = (jax.device_put(np.float32(number), whole) for number in numbers)
+        return Ranking(alpha, offset, scale, diversity, jax.device_put(np.bool_(beams.early_stopping), whole))
 
     def _search(
         self,
@@ -200,7 +205,7 @@ class BeamSearch:
         self, weights: Weights, ranking: Ranking, lengths_P: Array, limits_P: Array, whole: Any, state: Search
     ) -> Search:
         P, G, K = state.running.score_PGK.shape
-        length = state.count + 1
+        length = state.turn + 1
         tried, from_PGC, on_PGK = self._try(state, ranking.diversity)
         running, from_PGK = tried.pick(on_PGK), _pick(from_PGC, on_PGK)
         full_P11 = (length >= limits_P)[:, None, None]
@@ -219,12 +224,13 @@ class BeamSearch:
 
         beam_PGK = jnp.arange(P * G, dtype=jnp.int32).reshape(P, G, 1) * K + from_PGK
         cache = self.reader.caches.follow(state.cache, beam_PGK.reshape(-1), 0, running.tokens_PGKT.shape[-1])
-        token_PGK = _at(running.tokens_PGKT, state.count)
-        at_PG1 = jnp.where(done_PG, -1, (lengths_P + state.count)[:, None])[..., None]
+        token_PGK = _at(running.tokens_PGKT, state.turn)
+        at_PG1 = jnp.where(done_PG, -1, (lengths_P + state.turn)[:, None])[..., None]
         at_PGK = jnp.broadcast_to(at_PG1, token_PGK.shape)
         x_RD, cache = self.reader.extend(weights, token_PGK.reshape(-1), at_PGK.reshape(-1), cache)
         logits_RV = self.reader.logits(weights, x_RD)
-        return Search(cache, logits_RV, *whole((running, best, done_PG)), length)
+        running, best, done_PG = whole((running, best, done_PG))
+        return Search(cache, logits_RV, running, best, done_PG, length)
 
     def _try(self, state: Search, diversity: Array) -> tuple[Texts, Array, Array]:
         """The `2 K` likeliest hypotheses of each group that are a token longer, of which at least `K` do not end.
@@ -254,8 +260,8 @@ class BeamSearch:
         log_prob_PGC = _pick(flat_PGKV, from_PGC * V + token_PGC)
         tried = Texts(
             score_PGC,
-            _put(before.tokens_PGKT, token_PGC, state.count),
-            _put(before.log_probs_PGKT, log_prob_PGC, state.count),
+            _put(before.tokens_PGKT, token_PGC, state.turn),
+            _put(before.log_probs_PGKT, log_prob_PGC, state.turn),
             before.length_PGK + 1,
             ends_PGC,
         )
@@ -276,7 +282,7 @@ def _put(leaf_PGKT: Array, value_PGK: Array, column: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(leaf_PGKT, value_PGK[..., None], column, axis=3)
 
 
-def _hypotheses(texts: Texts, row: int) -> list[Hypothesis]:
+def _hypotheses(texts: Sequence[np.ndarray], row: int) -> list[Hypothesis]:
     """Those of a prompt, of all groups, the best first."""
     score_N, tokens_NT, log_probs_NT, length_N, ended_N = (leaf[row].reshape(-1, *leaf.shape[3:]) for leaf in texts)
     found = []

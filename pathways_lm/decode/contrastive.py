@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import reshard
 
@@ -51,7 +52,7 @@ class Search(NamedTuple):
     length_P: Array
     """Tokens written, the end included."""
     done_P: Array
-    count: Array
+    turn: Array
     """Steps taken."""
 
 
@@ -78,11 +79,10 @@ class ContrastiveSearch:
         if top_k > most:
             raise ConfigError(f"top_k must be at most {most}, the ids that may be written, not {top_k}")
         weights, end = self.generator.weights(params), self.generator.form.end
+        alpha = jax.device_put(np.float32(contrastive.alpha), self.reader.rules())
         written = [Written() for _ in prompts]
         for group in self.reader.groups(prompts, num_tokens, top_k):
-            out = self._searched(
-                weights, group.laid, group.limits_P, jnp.float32(contrastive.alpha), top_k=top_k, steps=group.steps
-            )
+            out = self._searched(weights, group.laid, group.limits_P, alpha, top_k=top_k, steps=group.steps)
             tokens_PT, log_probs_PT, length_P = map(on_host, out)
             for row, number in enumerate(group.numbers):
                 ended = tokens_PT[row, length_P[row] - 1] == end
@@ -111,7 +111,7 @@ class ContrastiveSearch:
         rules, P = self.reader.rules, state.done_P.shape[0]
         log_probs_PV = jax.nn.log_softmax(state.logits_PV, axis=-1)
         log_prob_PK, token_PK = jax.lax.top_k(log_probs_PV, top_k)
-        at_P1 = jnp.where(state.done_P, -1, laid.lengths_P + state.count)[:, None]
+        at_P1 = jnp.where(state.done_P, -1, laid.lengths_P + state.turn)[:, None]
         at_PK = jnp.broadcast_to(at_P1, token_PK.shape)
         x_RD, cache = self.reader.extend(weights, token_PK.reshape(-1), at_PK.reshape(-1), state.cache)
         x_PKD = reshard(reshard(x_RD, rules(None, None)).reshape(P, top_k, -1), rules("batch", None, None))
@@ -119,7 +119,7 @@ class ContrastiveSearch:
         # Slots without a token have cosine 0, which must not stand for them.
         slots = jnp.arange(state.x_PSD.shape[1])
         length = laid.tokens_PL.shape[1]
-        has_PS = (slots < laid.lengths_P[:, None]) | ((slots >= length) & (slots < length + state.count))
+        has_PS = (slots < laid.lengths_P[:, None]) | ((slots >= length) & (slots < length + state.turn))
         cosine_PKS = reshard(jnp.einsum("pkd,psd->pks", unit_PKD, state.x_PSD), rules(None, None, None))
         alike_PK = jnp.max(jnp.where(has_PS[:, None], cosine_PKS, -jnp.inf), axis=-1)
         chosen_P = jnp.argmax((1 - alpha) * jnp.exp(log_prob_PK) - alpha * alike_PK, axis=-1).astype(jnp.int32)
@@ -128,7 +128,7 @@ class ContrastiveSearch:
         source_PK = jnp.broadcast_to(
             jnp.arange(P, dtype=jnp.int32)[:, None] * top_k + chosen_P[:, None], token_PK.shape
         )
-        cache = self.reader.caches.follow(cache, source_PK.reshape(-1), state.count, 1)
+        cache = self.reader.caches.follow(cache, source_PK.reshape(-1), state.turn, 1)
         one_PK = jnp.arange(top_k) == chosen_P[:, None]
         token_P, log_prob_P = (jnp.sum(jnp.where(one_PK, leaf, 0), axis=1) for leaf in (token_PK, log_prob_PK))
         x_PD, unit_PD = (
@@ -140,12 +140,12 @@ class ContrastiveSearch:
         return Search(
             cache,
             self.reader.logits(weights, x_PD),
-            put(state.x_PSD, unit_PD[:, None], length + state.count),
-            put(state.tokens_PT, token_P[:, None], state.count),
-            put(state.log_probs_PT, log_prob_P[:, None], state.count),
+            put(state.x_PSD, unit_PD[:, None], length + state.turn),
+            put(state.tokens_PT, token_P[:, None], state.turn),
+            put(state.log_probs_PT, log_prob_P[:, None], state.turn),
             length_P,
             state.done_P | (token_P == self.generator.form.end) | (length_P >= limits_P),
-            state.count + 1,
+            state.turn + 1,
         )
 
 

@@ -1,7 +1,7 @@
 """Prompts that are read at once and go on in several rows each: the beams of a search, or candidates for a token."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Laid(NamedTuple):
     tokens_PL: Array
     """int32: what the decoder reads."""
     positions_PL: Array
-    lengths_P: np.ndarray
+    lengths_P: Array
     """int32: tokens of each that the decoder reads."""
     read_PS: tuple[Array, Array] | None
     """Tokens and positions of what the encoder reads."""
@@ -34,7 +34,7 @@ class Group(NamedTuple):
     numbers: list[int]
     """Which they are; `laid` has more rows where the last is repeated to fill the mesh."""
     laid: Laid
-    limits_P: np.ndarray
+    limits_P: Array
     """int32: most tokens to write after each."""
     steps: int
     """At least the highest of `limits_P`, rounded so that few are compiled."""
@@ -78,9 +78,9 @@ class Reader:
             numbers = order[first : first + together]
             # One that ends when another does keeps nobody waiting.
             filled = numbers + numbers[-1:] * (together - len(numbers))
-            limits_P = np.array([limits[number] for number in filled], np.int32)
-            steps = self._rounded(int(limits_P.max()), generate.LENGTH_STEP)
-            yield Group(numbers, self._lay([prompts[number] for number in filled]), limits_P, steps)
+            most = [limits[number] for number in filled]
+            steps = self._rounded(max(most), generate.LENGTH_STEP)
+            yield Group(numbers, self._lay([prompts[number] for number in filled]), self._everywhere(most), steps)
 
     def read(self, weights: Weights, laid: Laid, steps: int, copies: int) -> Start:
         """To be called inside a jitted function: the prompts, with room for `steps` tokens behind them."""
@@ -96,8 +96,8 @@ class Reader:
             jnp.pad(laid.positions_PL, ((0, 0), (0, short)), constant_values=-1),
         )
         x_PLD, cache = self._pieces(weights, padded, cache, piece)
-        last_PD = x_PLD.at[np.arange(rows), laid.lengths_P - 1].get(out_sharding=self.rules("batch", None))
-        source_B = np.repeat(np.arange(rows), copies)
+        last_PD = x_PLD.at[jnp.arange(rows), laid.lengths_P - 1].get(out_sharding=self.rules("batch", None))
+        source_B = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), copies)
         slots = self._rounded(length + steps, generate.LENGTH_STEP)
         empty = self.caches.empty(rows * copies, slots, reads)
         return Start(self.caches.seat(empty, cache, source_B, laid.lengths_P), self.logits(weights, last_PD), x_PLD)
@@ -122,13 +122,13 @@ class Reader:
             x_PLD, cache = self.forward.extend(weights, *padded, cache, self.form.both_ways)
             return reshard(x_PLD, whole), cache
 
-        def more(cache: Cache, columns: Any) -> tuple[Cache, Array]:
+        def more(cache: Cache, columns: tuple[Array, Array]) -> tuple[Cache, Array]:
             x_PLD, cache = self.forward.extend(weights, *columns, cache)
             return cache, reshard(x_PLD, whole)
 
         cut = self.rules(None, "batch", None)
-        columns = tuple(reshard(jnp.stack(jnp.split(rows_PL, count, axis=1)), cut) for rows_PL in padded)
-        cache, x_NPLD = jax.lax.scan(more, cache, columns)
+        columns = [reshard(jnp.stack(jnp.split(rows_PL, count, axis=1)), cut) for rows_PL in padded]
+        cache, x_NPLD = jax.lax.scan(more, cache, tuple(columns))
         return jnp.concatenate(list(x_NPLD), axis=1), cache
 
     def _lay(self, prompts: Sequence[Sequence[int]]) -> Laid:
@@ -138,15 +138,16 @@ class Reader:
         for row, ids in enumerate(read):
             tokens[row, : len(ids)], positions[row, : len(ids)] = ids, np.arange(len(ids))
         if not self.form.encoder:
-            return Laid(self._place(tokens), self._place(positions), np.array(list(map(len, read)), np.int32), None)
+            return Laid(self._cut(tokens), self._cut(positions), self._everywhere(list(map(len, read))), None)
         begin = np.full((len(read), 1), self.form.begin or 0, np.int32)
-        ones = np.ones(len(read), np.int32)
-        return Laid(self._place(begin), self._place(0 * begin), ones, (self._place(tokens), self._place(positions)))
+        ones = self._everywhere([1] * len(read))
+        return Laid(self._cut(begin), self._cut(0 * begin), ones, (self._cut(tokens), self._cut(positions)))
 
-    def _place(self, rows: np.ndarray) -> Array:
-        return jax.make_array_from_callback(
-            rows.shape, self.rules("batch", None), lambda index: rows[index]
-        )
+    def _everywhere(self, numbers: list[int]) -> Array:
+        return jax.device_put(np.array(numbers, np.int32), self.rules(None))
+
+    def _cut(self, rows: np.ndarray) -> Array:
+        return jax.make_array_from_callback(rows.shape, self.rules("batch", None), lambda index: rows[index])
 
     @staticmethod
     def _rounded(length: int, step: int) -> int:
