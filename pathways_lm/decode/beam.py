@@ -52,9 +52,11 @@ class Beams:
         self._check("num_beams", self.num_beams >= 1, "1 or above")
         self._check("length_penalty", abs(self.length_penalty) < float("inf"), "a number")
         self._check("form", self.form in FORMS, " or ".join(f"'{name}'" for name in FORMS))
-        self._check("groups", self.groups >= 1 and self.num_beams % self.groups == 0, f"a part of {self.num_beams}")
+        self._check(
+            "groups", self.groups >= 1 and self.num_beams % self.groups == 0, f"a divisor of num_beams={self.num_beams}"
+        )
         self._check("diversity", 0 <= self.diversity < float("inf"), "0 or above")
-        self._check("diversity", self.groups > 1 or self.diversity == 0, "0 for a single group")
+        self._check("diversity", self.groups > 1 or self.diversity == 0, "0 where groups is 1")
         self._check("num_return", 1 <= self.num_return <= self.num_beams, f"from 1 to num_beams={self.num_beams}")
 
     def _check(self, name: str, right: bool, what: str) -> None:
@@ -208,6 +210,8 @@ class BeamSearch:
         length = state.turn + 1
         tried, from_PGC, on_PGK = self._try(state, ranking.diversity)
         running, from_PGK = tried.pick(on_PGK), _pick(from_PGC, on_PGK)
+        # Where fewer go on than there are beams, what has ended does not.
+        running = running._replace(score_PGK=jnp.where(running.ended_PGK, -jnp.inf, running.score_PGK))
         full_P11 = (length >= limits_P)[:, None, None]
         # As many as there are beams may end; the others that were tried only make sure that as many can go on.
         ends_PGC = (tried.ended_PGK | full_P11)[..., :K] & ~state.done_PG[..., None]
