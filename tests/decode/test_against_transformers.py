@@ -24,9 +24,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 PIECES, END, NEW = 300, 1, 12
-LENGTHS = (3, 4, 7, 9, 12, 15, 20, 26)
+LENGTHS = (3, 8, 15, 26)
 RANDOM = np.random.default_rng(0)
-PROMPTS = [RANDOM.integers(2, PIECES, length).tolist() for length in LENGTHS for _ in range(8)]
+PROMPTS = [RANDOM.integers(2, PIECES, length).tolist() for length in LENGTHS for _ in range(16)]
 
 
 class Pair(NamedTuple):
@@ -88,7 +88,7 @@ def pair(request, tmp_path_factory) -> Pair:
 def batches(form: Form):
     """Numbers of prompts that transformers is given together, and their ids: an encoder's padded behind, which a mask
     says, a decoder's of one length, as penalties there count padding."""
-    sets = [slice(0, 64)] if form.encoder else [slice(first, first + 8) for first in range(0, 64, 8)]
+    sets = [slice(0, 64)] if form.encoder else [slice(first, first + 16) for first in range(0, 64, 16)]
     for numbers in sets:
         read = [torch.tensor(form.read(prompt)) for prompt in PROMPTS[numbers]]
         yield numbers, torch.nn.utils.rnn.pad_sequence(read, batch_first=True)
@@ -196,14 +196,13 @@ def processors(sampler: Sampler) -> list:
 
 
 SAMPLERS = [
-    Sampler(temperature=0.7, top_k=20),
-    Sampler(temperature=1.3, top_p=0.8),
+    Sampler(temperature=1.3, top_k=40, top_p=0.8),
     Sampler(min_p=0.1, typical_p=0.7),
     Sampler(repetition_penalty=1.3, no_repeat_ngram=2, temperature=0.8, top_k=50, top_p=0.9),
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["top-k", "top-p", "min-p, typical", "all"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["top-k, top-p", "min-p, typical", "all"])
 def test_sampling_with_the_same_noise(pair, sampler):
     key = jax.random.key(3)
     noise_PTV = noise_of(key, max(LENGTHS) + NEW)
