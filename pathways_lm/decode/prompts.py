@@ -91,10 +91,11 @@ class Reader:
         cache = self.caches.empty(rows, length + short, reads)
         if laid.read_PS is not None:
             cache = self.forward.read(weights, *laid.read_PS, cache)
-        padded = (
+        columns = (
             jnp.pad(laid.tokens_PL, ((0, 0), (0, short))),
             jnp.pad(laid.positions_PL, ((0, 0), (0, short)), constant_values=-1),
         )
+        padded = reshard(columns, self.rules("batch", None))
         x_PLD, cache = self._pieces(weights, padded, cache, piece)
         last_PD = x_PLD.at[jnp.arange(rows), laid.lengths_P - 1].get(out_sharding=self.rules("batch", None))
         source_B = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), copies)

@@ -75,7 +75,8 @@ def whole_text(model: Model, params: dict, form: Form):
     def says(prompt, written):
         read = [*prompt, *form.closing]
         text = [0, *written] if form.encoder else [0, *read, *written]
-        batch = Batch(place(padded(text)), None, place(padded([1] * len(text))))
+        # Padding stands behind the text, where no position of it looks.
+        batch = Batch(place(padded(text)), None)
         if form.encoder:
             batch = batch._replace(encoder_tokens=place(padded(read)), encoder_segments=place(padded([1] * len(read))))
         elif form.both_ways:
