@@ -9,7 +9,8 @@ from pathways_lm.decode.generate import Generator
 from pathways_lm.errors import ConfigError
 
 END, NEW = 1, 8
-PROMPTS = [[7, 8, 9], [5], [2, 3, 4] * 10, [11, 10, 11, 2, 2]]
+# After [3] and [8, 11] a candidate that is unlike every token before it, cosines all negative, is chosen.
+PROMPTS = [[7, 8, 9], [3], [], [2, 3, 4] * 10, [8, 11], [11, 10, 11, 2, 2]]
 
 
 def plain(says, prompt: list[int], alpha: float, top_k: int, limit: int) -> list[int]:
