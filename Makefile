@@ -16,7 +16,7 @@ VENV := .venv
 VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
-.PHONY: train test test-slow test-latest lint types format install peers compilers plans bench
+.PHONY: train test test-slow test-latest lint types format install harness peers compilers plans bench
 
 train: install
 	$(VENV)/bin/pathways-lm train $(CONFIG) --run $(RUN) $(ARGS)
@@ -44,10 +44,16 @@ format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# EleutherAI's lm-evaluation-harness, for `pathways-lm harness`. Beside the lock files: it brings some forty packages
+# that nothing else needs, pandas and datasets among them.
+harness: install
+	$(VENV)/bin/python -c 'import lm_eval' 2>/dev/null || \
+	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt lm-eval==0.4.13
+
 # Other implementations, which some tests and benchmarks compare with and nothing else needs.
-peers: install
-	$(VENV)/bin/python -c 'import torch, transformers' 2>/dev/null || \
-	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt torch transformers
+peers: harness
+	$(VENV)/bin/python -c 'import torch, transformers, accelerate' 2>/dev/null || \
+	$(VENV)/bin/pip install --quiet -c requirements/$(VERSION)-$(DEVICE).txt torch transformers accelerate
 
 # The compilers of TPUs and GPUs, which `pathways-lm plan` runs without such a device. Beside the environment, as on a
 # machine without their devices they would complain at every start; the versions are those of the lock files. There are

@@ -38,7 +38,9 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "generate": ["llguidance"],
         "eval": ["sacrebleu", "rouge-score", "nltk", "scikit-learn", "babel"],
+        "harness": ["lm-eval>=0.4.13"],
         "report": ["matplotlib"],
         "convert": ["safetensors"],
         "dev": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],

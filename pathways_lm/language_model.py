@@ -1,11 +1,12 @@
 """A trained run, loaded to be used: `pathways_lm.load(run)`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
+import numpy as np
 
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
@@ -13,11 +14,14 @@ from pathways_lm.config import Experiment
 from pathways_lm.configure import override
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
 from pathways_lm.decode.beam import Beams, BeamSearch
+from pathways_lm.decode.constrained import Grammar, Pieces
 from pathways_lm.decode.contrastive import Contrastive, ContrastiveSearch
 from pathways_lm.decode.form import Form, form_of
 from pathways_lm.decode.generate import Generator, Stopped, Written
 from pathways_lm.decode.sampling import Sampler
-from pathways_lm.errors import CheckpointError
+from pathways_lm.decode.speculative import Pair, Speculator
+from pathways_lm.errors import CheckpointError, ConfigError, DataError
+from pathways_lm.evaluate.scoring import Scored, Scorer, Window, rolling
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
 from pathways_lm.sharding import check_fit, rules_of, whole_sequences
@@ -83,23 +87,104 @@ class LanguageModel:
         num_tokens: int = 200,
         stop: Sequence[str] = (),
         seed: int = 0,
+        grammar: Grammar | None = None,
+        best_of: int = 1,
+        truncate: bool = False,
     ) -> list[Continuation]:
         """Continues each prompt until the end, before one of the `stop` strings, or for `num_tokens`.
 
-        Raises ConfigError for a prompt that leaves no room in the context.
+        Args:
+          grammar: what the continuations must be like (`grammar`).
+          best_of: write so many of each, and take the one whose tokens have the highest mean log-probability.
+          truncate: leave out the beginning of a prompt that is too long.
+
+        Raises:
+          ConfigError: a prompt has no tokens, or leaves no room in the context.
         """
-        ids = [self.vocabulary.encode(prompt) for prompt in prompts]
+        if best_of < 1:
+            raise ConfigError(f"best_of must be at least 1, not {best_of}")
+        repeated = [prompt for prompt in prompts for _ in range(best_of)]
+        written = dict(self.answers(repeated, sampler, num_tokens, stop, seed, grammar, truncate))
+        groups = [[written[n * best_of + i] for i in range(best_of)] for n in range(len(prompts))]
+        return [max(group, key=lambda one: float(np.mean(one.log_probs or [0]))) for group in groups]
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        sampler: Sampler | None = None,
+        num_tokens: int = 200,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        grammar: Grammar | None = None,
+        truncate: bool = False,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, Continuation]]:
+        """As `generate`; yields each continuation with its prompt's number when it is done, in any order.
+
+        Args:
+          skip: numbers of prompts that are left out. The others are continued as they would be with them.
+        """
+        if any(not each for each in stop):
+            raise ConfigError("a stop string is empty")
+        ids = [self._read(prompt, n, truncate) for n, prompt in enumerate(prompts)]
+        guides = [grammar.guide() for _ in ids] if grammar else None
+        written = [Written(why="skipped" if number in skip else "") for number in range(len(ids))]
         key, sampler = jax.random.key(seed), sampler or Sampler()
-        written = self.generator.write(self.params, ids, sampler, num_tokens, key, self._stopped(stop))
-        return [self._continuation(one, stop) for one in written]
+        done = self.generator.finished(self.params, ids, sampler, num_tokens, key, written, self._stopped(stop), guides)
+        for number in done:
+            yield number, self._continuation(written[number], stop)
+
+    def ahead_of(
+        self,
+        draft: "LanguageModel",
+        prompts: Sequence[str],
+        sampler: Sampler | None = None,
+        num_tokens: int = 200,
+        seed: int = 0,
+        ahead: int = 4,
+    ) -> tuple[list[Continuation], float]:
+        """As `generate`, in distribution, with a `draft` that writes ahead; and how many tokens each step gave."""
+        if draft.vocabulary.fingerprint != self.vocabulary.fingerprint:
+            raise ConfigError("the draft was trained with another vocabulary")
+        ids = [self._read(prompt, number, truncate=False) for number, prompt in enumerate(prompts)]
+        speculator = Speculator(self.generator, draft.generator, ahead)
+        params, key = Pair(self.params, draft.params), jax.random.key(seed)
+        written, a_step = speculator.write(params, ids, sampler or Sampler(), num_tokens, key)
+        return [self._continuation(one, ()) for one in written], a_step
+
+    def grammar(self, regex: str = "", json_schema: str = "") -> Grammar:
+        """What continuations must be like: a regular expression that they match, or a JSON schema."""
+        vocabulary = self.vocabulary
+        texts = [vocabulary.decode_bytes([token]) for token in range(vocabulary.size)]
+        pieces = Pieces(texts, vocabulary.eod_id, lambda text: vocabulary.encode(text.decode("utf-8", "replace")))
+        return Grammar(pieces, regex, json_schema)
+
+    def _read(self, prompt: str, number: int, truncate: bool) -> list[int]:
+        """Ids of a prompt that can be continued."""
+        ids = self.vocabulary.encode(prompt)
+        if not ids:
+            raise ConfigError(f"prompt {number + 1} is empty: give it at least one character")
+        if truncate:
+            around = len(self.form.read([]))
+            ids = ids[-max(self.context - around - 1, 1) :]
+        try:
+            self.generator.room(ids)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (prompt {number + 1}; --truncate leaves out the beginning)") from None
+        return ids
 
     def stream(
-        self, prompt: str, sampler: Sampler | None = None, num_tokens: int = 200, seed: int = 0
+        self,
+        prompt: str,
+        sampler: Sampler | None = None,
+        num_tokens: int = 200,
+        seed: int = 0,
+        truncate: bool = False,
     ) -> Iterator[str]:
         """Continues one prompt; yields its text as it is written."""
         written = [Written()]
         key, sampler = jax.random.key(seed), sampler or Sampler()
-        ids = self.vocabulary.encode(prompt)
+        ids = self._read(prompt, 0, truncate)
         steps = self.generator.stream(self.params, [ids], sampler, num_tokens, key, 1, written)
         return self.vocabulary.stream(token for _, tokens, _ in steps for token in tokens)
 
@@ -110,7 +195,7 @@ class LanguageModel:
 
         Raises ConfigError for a prompt that leaves no room in the context, and for more beams than ids.
         """
-        ids = [self.vocabulary.encode(prompt) for prompt in prompts]
+        ids = [self._read(prompt, number, truncate=False) for number, prompt in enumerate(prompts)]
         found = self.beam_search.search(self.params, ids, beams or Beams(), num_tokens)
         return [[replace(self._continuation(one, ()), score=one.score) for one in row] for row in found]
 
@@ -121,9 +206,29 @@ class LanguageModel:
 
         Raises ConfigError for a prompt that leaves no room in the context, and for more candidates than ids.
         """
-        ids = [self.vocabulary.encode(prompt) for prompt in prompts]
+        ids = [self._read(prompt, number, truncate=False) for number, prompt in enumerate(prompts)]
         written = self.contrastive_search.write(self.params, ids, contrastive or Contrastive(), num_tokens)
         return [self._continuation(one, ()) for one in written]
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores ids; programs that it has compiled stay with it."""
+        return Scorer(self.model, self.form, self.context, self.experiment.train.precision)
+
+    def log_likelihoods(self, windows: Sequence[Window]) -> list[Scored]:
+        """Of the tokens that each window says (`evaluate.scoring`)."""
+        return self.scorer(self.params, windows)
+
+    def score(self, text: str, stride: int | None = None) -> Scored:
+        """Every token of a text of any length, each after as many before it as `evaluate.scoring.rolling` gives it.
+
+        Raises DataError for an empty text, and a stride that is not possible.
+        """
+        windows = rolling(self.form, self.vocabulary.encode(text), self.context, stride)
+        if not windows:
+            raise DataError("there is no token to score")
+        scored = self.log_likelihoods(windows)
+        return Scored(*(np.concatenate(parts) for parts in zip(*scored, strict=True)))
 
     def _stopped(self, stop: Sequence[str]) -> Stopped | None:
         if not stop:

@@ -254,6 +254,11 @@ def check_fit(experiment: Experiment, rules: Rules) -> None:
             raise ConfigError(f"{field}={size} ('{name}') is not divisible by {axes}; {fits} would be")
     if rules.stages > 1:
         _check_stages(experiment, rules)
+    if rules.ring and model.window:
+        raise ConfigError(
+            f"mesh.context_attention='ring' goes round all keys: model.window={model.window} must be 0, or "
+            "mesh.context_attention 'gather'"
+        )
     if rules.ring and model.dropout:
         raise ConfigError(
             f"mesh.context_attention='ring' cannot drop attention's weights: model.dropout={model.dropout} must be 0, "

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 # Nearly all the time of the suite is compiling. Without LLVM's expensive passes that takes half as long, and what the
 # programs compute is the same but for the rounding of fused operations. The last is that of pathways_lm/compiler.py,
@@ -91,3 +92,36 @@ def draw() -> Callable:
         return nnx.to_pure_dict(jax.tree.map(one, model.variables, is_leaf=is_variable))
 
     return parameters
+
+
+@pytest.fixture(scope="session")
+def write_tfds() -> Callable[..., None]:
+    """Makes a folder of TensorFlow Datasets, name/config/version, of features and of each split's rows."""
+
+    def write(folder: Path, features: dict, splits: dict[str, list[dict]]) -> None:
+        from pathways_lm.data.quiet_tensorflow import tf, tfds
+
+        folder.mkdir(parents=True)
+        described = tfds.features.FeaturesDict(features)
+        infos = []
+        for split, rows in splits.items():
+            records = [described.serialize_example(described.encode_example(row)) for row in rows]
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=folder.parents[1].name, split=split, filetype_suffix="tfrecord"
+            )
+            with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as writer:
+                for record in records:
+                    writer.write(record)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(records)],
+                    num_bytes=sum(map(len, records)),
+                    filename_template=template,
+                )
+            )
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=described, split_infos=infos, version=folder.name, check_data=False
+        )
+
+    return write

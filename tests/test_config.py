@@ -114,6 +114,7 @@ ZERO_IS_FINE = {
     ("data", "middle_spm_rate"),
     ("model", "num_encoder_layers"),
     ("model", "max_length"),
+    ("model", "window"),
     ("model", "token_types"),
     ("model", "dropout"),
     ("model", "hidden_dropout"),

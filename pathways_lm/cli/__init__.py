@@ -12,7 +12,9 @@ COMMANDS = {
     "train": "train a config, or go on where its run folder stands",
     "launch": "train in several processes on this machine, and start again when one is lost",
     "generate": "continue a prompt with a trained run",
-    "evaluate": "score a run on its validation text",
+    "evaluate": "score a run on its validation text, on texts, questions and tasks",
+    "score": "print how likely a run thinks texts are, token by token",
+    "harness": "run EleutherAI's lm-evaluation-harness on a run",
     "inspect": "show a prompt's attention and experts as a page",
     "report": "write report.html in a run folder",
     "config": "print the resolved experiment of a config",
@@ -36,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command and its arguments. Ends the process with code 2 where they are no command's."""
-    # What `launch` starts is parsed by itself, where it belongs.
+    # What `launch` starts, and what the harness is told, is parsed by itself, where it belongs.
     own, launched = list(arguments), list[str]()
-    if own[:1] == ["launch"] and "--" in own:
+    if own[:1] in (["launch"], ["harness"]) and "--" in own:
         place = own.index("--")
         own, launched = own[:place], own[place + 1 :]
     # `--gin.Name=value` carries the name of a binding in the flag itself, which argparse cannot declare.
@@ -73,16 +75,12 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = parsers["generate"]
     _add_run(generate)
-    generate.add_argument("--prompt", action="append", required=True, help="text to continue; repeat for a batch")
-    generate.add_argument("--num-tokens", type=int, default=200, help="most tokens to write (default %(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
-    generate.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all")
-    generate.add_argument(
-        "--top-p", type=float, default=0.95, help="keep the likeliest that add up to this (default %(default)s)"
-    )
-    generate.add_argument("--seed", type=int, default=0)
+    importlib.import_module("pathways_lm.cli.flags").add_generate(generate)
 
-    _add_run(parsers["evaluate"])
+    _add_evaluate(parsers["evaluate"])
+    _add_score(parsers["score"])
+    _add_run(parsers["harness"])
+    parsers["harness"].epilog = "behind -- stand the harness's own arguments: -- --tasks lambada_openai --limit 100"
     inspect = parsers["inspect"]
     _add_run(inspect)
     inspect.add_argument("--prompt", required=True, help="the text that is read")
@@ -131,6 +129,39 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--rows", type=int, default=4, metavar="N", help="so many of its rows (default %(default)s)")
     _add_overrides(show)
     check.add_argument("folder", metavar="DIR", help="a folder that 'data cache' wrote")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    add = parser.add_argument
+    add("--out", metavar="FILE", help="write the figures, and what was found of each example, as JSON")
+    add("--perplexity", metavar="FILE", help="of a text, or of the 'text' of each line of a .jsonl file")
+    add("--stride", type=int, metavar="N", help="of --perplexity: tokens that each window scores (default: all)")
+    add("--wikitext", action="store_true", help="of --perplexity: WikiText, put together before it is scored")
+    add("--lambada", metavar="FILE", help="the last words of a file's lines, or of the 'text' of a .jsonl file's")
+    add("--task", metavar="NAME", help="a task of inputs and targets, of this project or the t5 package")
+    add("--split", metavar="SPLIT", help="of --task: which of its splits (default: validation)")
+    add("--file", metavar="FILE", help="questions, one JSON object on each line; needs --template")
+    add("--template", metavar="FILE", help="of --file: how records become questions and answers, as JSON")
+    add("--shots", type=int, metavar="K", help="of --file: solved examples before each question (default: 0)")
+    add("--shots-from", metavar="FILE", help="of --file: where those come from (default: the same file)")
+    add("--seed", type=int, metavar="N", help="of --file: which examples are drawn (default: 0)")
+    add("--limit", type=int, metavar="N", help="of --task and --file: only the first N examples")
+    add("--num-tokens", type=int, metavar="N", help="of --task and --file: most tokens of an answer that is written")
+    add("--overlap", type=int, metavar="N", help="also look for the texts' runs of N words in what the run trained on")
+    add("--truncate", action="store_true", help="leave out the left of what is longer than the context")
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", action="append", help="a text of any length; repeat for several")
+    given.add_argument("--file", metavar="FILE", help="a text on each line, or in the 'text' of each of a .jsonl file")
+    parser.add_argument("--context", metavar="TEXT", help="stands before each text and is not scored")
+    parser.add_argument("--stride", type=int, metavar="N", help="tokens that each window scores (default: all)")
+    parser.add_argument("--tokens", action="store_true", help="a line for each token")
+    parser.add_argument("--json", action="store_true", help="JSON lines, with every token")
+    parser.add_argument("--truncate", action="store_true", help="leave out the left of a --context that is too long")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,19 @@
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from pathways_lm.checkpoint.run_folder import RunFolder
+from pathways_lm.cli.answers import Answers, read_prompts
+from pathways_lm.cli.chat import Chat, talk
 from pathways_lm.cli.devices import prepare_devices
+from pathways_lm.cli.flags import SAMPLING
+from pathways_lm.cli.progress import progress
+from pathways_lm.decode.constrained import Grammar
 from pathways_lm.decode.sampling import Sampler
-from pathways_lm.errors import ConfigError
-from pathways_lm.language_model import load
+from pathways_lm.errors import ConfigError, DataError
+from pathways_lm.language_model import LanguageModel, load
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -16,18 +23,113 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--num-tokens must be at least 1, not {arguments.num_tokens}")
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
-    sampler = Sampler(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
+    if bool(arguments.file) != bool(arguments.out):
+        raise ConfigError("--file and --out go together: prompts and where their answers go")
+    sampler = Sampler(**{name: getattr(arguments, name) for name in SAMPLING})
+    schema = _read(arguments.json_schema) if arguments.json_schema else ""
+    prompts = read_prompts(arguments.file, arguments.key) if arguments.file else arguments.prompt
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
     model = load(arguments.run, arguments.overrides)
-    if len(arguments.prompt) == 1:
-        sys.stdout.write(arguments.prompt[0])
-        for text in model.stream(arguments.prompt[0], sampler, arguments.num_tokens, arguments.seed):
+    grammar = model.grammar(arguments.regex, schema) if arguments.regex or schema else None
+    if arguments.chat:
+        _chat(model, sampler, arguments)
+        return 0
+    if arguments.file:
+        _answer(model, prompts, sampler, grammar, arguments)
+        return 0
+    if arguments.draft:
+        _speculate(model, prompts, sampler, arguments)
+        return 0
+    if len(prompts) == 1 and not arguments.stop and grammar is None and arguments.best_of == 1:
+        pieces = model.stream(prompts[0], sampler, arguments.num_tokens, arguments.seed, arguments.truncate)
+        sys.stdout.write(prompts[0])
+        for text in pieces:
             sys.stdout.write(text)
             sys.stdout.flush()
         print()
         return 0
-    written = model.generate(arguments.prompt, sampler, arguments.num_tokens, seed=arguments.seed)
-    for prompt, one in zip(arguments.prompt, written, strict=True):
+    written = model.generate(
+        prompts,
+        sampler,
+        arguments.num_tokens,
+        arguments.stop,
+        arguments.seed,
+        grammar,
+        arguments.best_of,
+        arguments.truncate,
+    )
+    for prompt, one in zip(prompts, written, strict=True):
         print(prompt + one.text)
         print("-" * 80)
+    _tell_unstopped([one.why for one in written], arguments)
     return 0
+
+
+def _answer(
+    model: LanguageModel, prompts: list[str], sampler: Sampler, grammar: Grammar | None, arguments: argparse.Namespace
+) -> None:
+    """Every prompt of the file that has no answer yet."""
+    if arguments.best_of != 1:
+        raise ConfigError("--best-of is for --prompt")
+    named = ("num_tokens", "stop", "seed", "truncate", "regex", "json_schema", *SAMPLING)
+    settings = {"run": str(Path(arguments.run).resolve()), "step": model.step}
+    settings |= {name: getattr(arguments, name) for name in named}
+    whys = []
+    with Answers(arguments.out, prompts, settings) as answers, progress("answers", len(prompts)) as advance:
+        advance(len(answers.done))
+        for number, one in model.answers(
+            prompts,
+            sampler,
+            arguments.num_tokens,
+            arguments.stop,
+            arguments.seed,
+            grammar,
+            arguments.truncate,
+            skip=frozenset(answers.done),
+        ):
+            fields = {"text": one.text, "why": one.why, "tokens": one.tokens, "log_probs": one.log_probs}
+            answers.write(number, fields)
+            whys.append(one.why)
+            advance(1)
+    _tell_unstopped(whys, arguments)
+    print(f"{len(answers.done)} answers in {arguments.out}")
+
+
+def _speculate(model: LanguageModel, prompts: list[str], sampler: Sampler, arguments: argparse.Namespace) -> None:
+    for flag in ("stop", "regex", "json_schema"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} is not for --draft")
+    draft = load(arguments.draft, arguments.overrides)
+    written, a_step = model.ahead_of(draft, prompts, sampler, arguments.num_tokens, arguments.seed, arguments.ahead)
+    for prompt, one in zip(prompts, written, strict=True):
+        print(prompt + one.text)
+        print("-" * 80)
+    print(f"{a_step:.2f} tokens for each step of the large model", file=sys.stderr)
+
+
+def _chat(model: LanguageModel, sampler: Sampler, arguments: argparse.Namespace) -> None:
+    def fits(prompt: str) -> bool:
+        ids = model.vocabulary.encode(prompt)
+        return len(model.form.read(ids)) + arguments.num_tokens <= model.context
+
+    def reply(prompt: str) -> Any:
+        return model.stream(prompt, sampler, arguments.num_tokens, arguments.seed, truncate=True)
+
+    print("type a line; the end of input ends it", file=sys.stderr)
+    talk(Chat(reply, fits), sys.stdin)
+
+
+def _tell_unstopped(whys: list[str], arguments: argparse.Namespace) -> None:
+    unstopped = sum(why == "length" for why in whys)
+    if arguments.stop and unstopped:
+        told = (
+            f"{unstopped} of {len(whys)} continuations did not come to a stop string in {arguments.num_tokens} tokens"
+        )
+        print(f"pathways-lm: {told}", file=sys.stderr)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None

@@ -98,6 +98,8 @@ class ModelConfig(Checked):
     """Rows of the table of learned positions."""
     relative_buckets: int = bounded(32, at_least=2)
     relative_max_distance: int = bounded(128, at_least=2)
+    window: int = bounded(0, at_least=0)
+    """Positions that a decoder sees at most, its own and those before it; 0 sees all."""
     scaled_attention: bool = True
     """Scores are divided by sqrt(head_dim). T5 folds that into the queries' initial spread."""
     tied_head: bool = True
@@ -138,6 +140,8 @@ class ModelConfig(Checked):
             raise ConfigError(
                 "model.block='parallel' has no place for the decoder's look at the encoder; use 'pre_norm'"
             )
+        if self.window and self.shape == "encoder":
+            raise ConfigError("model.window is what a decoder sees of what stands before; an encoder sees both ways")
         if self.shape == "encoder" and not self.tied_head:
             raise ConfigError("model.tied_head=False: the masked-LM head of an encoder is its embedding table")
         if self.pooler and self.shape != "encoder":

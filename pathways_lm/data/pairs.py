@@ -155,11 +155,11 @@ TASKS: Mapping[str, Callable[[], list[Pair]]] = {
 }
 METRICS: Mapping[str, tuple[str, ...]] = {
     "docstring_to_name": ("accuracy",),
-    "signature_to_docstring": ("bleu", "accuracy"),
+    "signature_to_docstring": ("bleu", "rouge", "accuracy"),
     "country_names": ("accuracy", "bleu"),
     "language_names": ("accuracy", "bleu"),
     "spelling": ("accuracy",),
     "arithmetic": ("accuracy",),
-    "sorting": ("accuracy",),
+    "sorting": ("accuracy", "edit_distance"),
 }
 """Of `t5.evaluation.metrics`, by task."""

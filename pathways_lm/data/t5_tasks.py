@@ -38,18 +38,37 @@ def read(name: str, datasets_dir: str) -> dict[str, dict[str, list[Example]]]:
     return {task.name: _splits(task, datasets_dir) for task in _sources(name)}
 
 
+def ready(name: str, datasets_dir: str) -> list[seqio.Task]:
+    """The tasks of a name as they are, but reading what lies below `datasets_dir`, where seqio asks the network."""
+    return [task.replace(source=_source(task, datasets_dir)) for task in _sources(name)]
+
+
+def _source(task: seqio.Task, datasets_dir: str) -> seqio.FunctionDataSource:
+    builder, splits = _opened(task, datasets_dir)
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed
+        return builder.as_dataset(split=splits[split], shuffle_files=False)
+
+    return seqio.FunctionDataSource(dataset, splits=tuple(splits))
+
+
 def _splits(task: seqio.Task, datasets_dir: str) -> dict[str, list[Example]]:
-    loader = task.source.tfds_dataset
-    folder = _folder(task.name, loader.name, Path(datasets_dir).expanduser())
-    builder = builder_in(folder)
-    # seqio's own reading asks the network for what is missing; its map of splits is not public.
-    held = {split: split for split in builder.info.splits}
-    splits = loader._split_map or held
+    builder, splits = _opened(task, datasets_dir)
     if TRAIN not in splits:
         raise DataError(f"task '{task.name}' is for evaluation: it has no split 'train', only {', '.join(splits)}")
     return {
         split: list(_examples(task, builder, split, splits[split])) for split in (TRAIN, VALIDATION) if split in splits
     }
+
+
+def _opened(task: seqio.Task, datasets_dir: str) -> tuple[tfds.core.DatasetBuilder, dict[str, str]]:
+    """What reads a task's data, and the data's own name of each of its splits."""
+    loader = task.source.tfds_dataset
+    folder = _folder(task.name, loader.name, Path(datasets_dir).expanduser())
+    builder = builder_in(folder)
+    # seqio's own reading asks the network for what is missing; its map of splits is not public.
+    return builder, loader._split_map or {split: split for split in builder.info.splits}
 
 
 def _folder(task: str, dataset: str, root: Path) -> Path:

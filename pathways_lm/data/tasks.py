@@ -137,7 +137,21 @@ def bleu(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, flo
     return metrics.bleu(targets, predictions)
 
 
-_METRICS: Mapping[str, Callable] = {"accuracy": accuracy, "bleu": bleu}
+def rouge(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+    """ROUGE-1, -2 and -Lsum, 0 to 100."""
+    from t5.evaluation import metrics
+
+    return metrics.rouge(targets, predictions)
+
+
+def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+    """Words to change, add or leave out, from a prediction to its target: their least, most, mean, median and sum."""
+    from t5.evaluation import metrics
+
+    return metrics.edit_distance(targets, predictions)
+
+
+_METRICS: Mapping[str, Callable] = {"accuracy": accuracy, "bleu": bleu, "rouge": rouge, "edit_distance": edit_distance}
 
 
 def _texts(splits: Splits) -> dict[str, Callable[[Example], str]]:

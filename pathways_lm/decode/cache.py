@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import NamedSharding, reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.layers.attention import kv_heads
+from pathways_lm.layers.attention import Codes, coded, kv_heads
 from pathways_lm.sharding import Rules
 
 
@@ -37,6 +37,7 @@ class Caches(NamedTuple):
     config: ModelConfig
     rules: Rules
     dtype: jnp.dtype
+    """int8 keeps `Codes`."""
     listed: bool
     """A layer's arrays for themselves. Not stacked, they are changed where they lie when layers are unrolled."""
 
@@ -52,13 +53,18 @@ class Caches(NamedTuple):
         stack = () if self.listed else (config.num_layers,)
         shape = (*stack, batch, slots, config.num_kv_heads, config.head_dim)
 
-        def pair() -> tuple[Array, Array]:
+        def nothing() -> Any:
             # From JAX 0.12 on, constants have no sharding before they are put somewhere.
-            return reshard(jnp.zeros(shape, self.dtype), self.placed), reshard(
-                jnp.zeros(shape, self.dtype), self.placed
-            )
+            return self.kept(reshard(jnp.zeros(shape, jnp.float32), self.placed))
+
+        def pair() -> tuple[Any, Any]:
+            return nothing(), nothing()
 
         return [pair() for _ in range(config.num_layers)] if self.listed else pair()
+
+    def kept(self, fresh: Array) -> Any:
+        """Keys or values as a cache keeps them."""
+        return coded(fresh) if self.dtype == jnp.int8 else fresh.astype(self.dtype)
 
     def empty(self, batch: int, slots: int, read: int = 0) -> Cache:
         """A cache without tokens, with room for `read` tokens of an encoder."""
@@ -72,7 +78,9 @@ class Caches(NamedTuple):
 
     def shardings(self, read: bool) -> Any:
         """Where the arrays of a cache lie, as a `Cache`."""
-        pair: Any = (self.placed, self.placed)
+        placed: Any = self.placed
+        one: Any = Codes(placed, placed) if self.dtype == jnp.int8 else placed
+        pair: Any = (one, one)
         held: Any = [pair] * self.config.num_layers if self.listed else pair
         rows: Any = self.rules("batch", None)
         used: Any = self.rules()
@@ -89,19 +97,20 @@ class Caches(NamedTuple):
         slots = cache.positions_BS.shape[1]
         source_B, taken_B1 = jnp.maximum(from_B, 0), (from_B >= 0)[:, None]
         length_B1 = lengths_R[source_B][:, None]
-        # The last token comes into the slot before the next.
-        index_BS = jnp.mod(jnp.arange(slots)[None] - cache.used + length_B1, slots)
-        has_BS = taken_B1 & (index_BS < length_B1)
+        # The last token comes into the slot before the next, the one before it into that before, as far as there are.
+        back_1S = jnp.mod(cache.used - 1 - jnp.arange(slots), slots)[None]
+        index_BS = length_B1 - 1 - back_1S
+        has_BS = taken_B1 & (index_BS >= 0)
         positions_BS = jnp.where(taken_B1, jnp.where(has_BS, index_BS, -1), cache.positions_BS)
         width = fresh.positions_BS.shape[1]
-        index_BS = jnp.minimum(index_BS, width - 1)
+        index_BS = jnp.maximum(index_BS, 0)
         stack = () if self.listed else (slice(None),)
 
         def move(old: Array, new: Array) -> Array:
             if not width:
                 return old
             moved = new.at[*stack, source_B[:, None], index_BS].get(out_sharding=self.placed)
-            return jnp.where(reshard(has_BS, self.rules("batch", None))[..., None, None], moved.astype(old.dtype), old)
+            return jnp.where(reshard(has_BS, self.rules("batch", None))[..., None, None], moved, old)
 
         def copy(old: Array, new: Array) -> Array:
             grown = jnp.pad(new, [(0, 0)] * (new.ndim - 3) + [(0, old.shape[-3] - new.shape[-3]), (0, 0), (0, 0)])
@@ -134,21 +143,19 @@ class Caches(NamedTuple):
         return cache._replace(layers=jax.tree.map(move, cache.layers))
 
 
-def write(cache: Cache, told: Any, positions_BL: Array) -> Cache:
-    """Puts the keys and values of `L` new tokens, what `Transformer.extend` tells of them, into the next slots."""
+def write(cache: Cache, fresh: Any, positions_BL: Array) -> Cache:
+    """Puts the keys and values of `L` new tokens, as the cache keeps them, into the next slots."""
     length, slots = positions_BL.shape[1], cache.positions_BS.shape[1]
     start = jnp.mod(cache.used, slots)
 
     def put(old: Array, new: Array, axis: int) -> Array:
-        new = new.astype(old.dtype)
         if length == 1:
             return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=axis)
         where = (slice(None),) * axis + (jnp.mod(start + jnp.arange(length), slots),)
         return old.at[where].set(new)
 
-    listed = isinstance(told, list)
-    fresh = [out.fresh for out in told] if listed else told.fresh
-    layers = jax.tree.map(lambda old, new: put(old, new, 1 if listed else 2), cache.layers, fresh)
+    axis = 1 if isinstance(fresh, list) else 2
+    layers = jax.tree.map(lambda old, new: put(old, new, axis), cache.layers, fresh)
     return cache._replace(
         layers=layers, positions_BS=put(cache.positions_BS, positions_BL, 1), used=cache.used + length
     )

@@ -25,12 +25,14 @@ class Forward:
     """`model`, as tokens come a few at a time.
 
     Args:
+      dtype: in which keys and values are kept; int8 keeps codes.
       listed: go through the decoder's layers one by one, each with arrays of its own. Compile time grows with depth;
         but nothing is sliced out of a stack at each step, which on CPUs costs more than the arithmetic.
     """
 
-    def __init__(self, model: Model, listed: bool):
+    def __init__(self, model: Model, dtype: jnp.dtype, listed: bool):
         self.model, self.listed = model, listed
+        self.caches = Caches(model.config, model.rules, dtype, listed)
         self.has_encoder = model.config.shape == "encoder_decoder"
         self._split = jax.jit(
             lambda stack: [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(_depth(stack))]
@@ -44,17 +46,12 @@ class Forward:
         others = {name: value for name, value in tower.items() if name != "blocks"}
         return Weights({**params, "decoder": others}, self._split(tower["blocks"]["layers"]))
 
-    def caches(self, dtype: jnp.dtype) -> Caches:
-        """What its caches are like."""
-        return Caches(self.model.config, self.model.rules, dtype, self.listed)
-
     def begin(self, weights: Weights, tokens_BL: Array, positions_BL: Array, nothing: Cache, both_ways: bool) -> Cache:
         """The cache of a prompt that is read at once: its slots are the prompt's columns. `nothing` has no slots."""
         layers = Layers(nothing.layers, None, weights.layers)
         told: Any
         _, told = self._bind(weights).extend(tokens_BL, positions_BL, nothing.positions_BS, layers, both_ways=both_ways)
-        fresh = [out.fresh for out in told] if self.listed else told.fresh
-        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), nothing.layers, fresh)
+        kept = self._kept(told, "fresh")
         return nothing._replace(layers=kept, positions_BS=positions_BL, used=nothing.used + positions_BL.shape[1])
 
     def extend(
@@ -66,8 +63,8 @@ class Forward:
         layers = Layers(cache.layers, cache.remembered, weights.layers)
         x_BLD, told = shape.extend(tokens_BL, positions_BL, cache.positions_BS, layers, memory, both_ways)
         # Slots are written when all layers have read them: otherwise XLA would copy the cache to be safe.
-        told, x_BLD = jax.lax.optimization_barrier((told, x_BLD))
-        return x_BLD, write(cache, told, positions_BL)
+        kept, x_BLD = jax.lax.optimization_barrier((self._kept(told, "fresh"), x_BLD))
+        return x_BLD, write(cache, kept, positions_BL)
 
     def read(self, weights: Weights, tokens_BS: Array, positions_BS: Array, cache: Cache) -> Cache:
         """The cache with keys and values of what an encoder reads. Position -1 is padding."""
@@ -78,13 +75,16 @@ class Forward:
         layers = Layers(cache.layers, None, weights.layers)
         told: Any
         _, told = shape.extend(one, one, cache.positions_BS, layers, (memory_BSD, places))
-        remembered = [out.remembered for out in told] if self.listed else told.remembered
-        kept = jax.tree.map(lambda old, new: new.astype(old.dtype), cache.remembered, remembered)
-        return cache._replace(remembered=kept, read_BS=places.positions_BL)
+        return cache._replace(remembered=self._kept(told, "remembered"), read_BS=places.positions_BL)
 
     def logits(self, weights: Weights, x_BLD: Array) -> Array:
         """[B, L, V], cut along the vocabulary."""
         return self._bind(weights).logits(x_BLD)
+
+    def _kept(self, told: Any, name: str) -> Any:
+        """Keys and values that the layers tell, as caches keep them."""
+        pairs = [getattr(out, name) for out in told] if self.listed else getattr(told, name)
+        return jax.tree.map(self.caches.kept, pairs)
 
     def _bind(self, weights: Weights) -> Any:
         params = weights.params

@@ -3,26 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import reshard
 
 from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.cache import Cache
+from pathways_lm.decode.constrained import Guide
 from pathways_lm.decode.form import Form
 from pathways_lm.decode.forward import Forward, Weights
+from pathways_lm.decode.program import Program, State
 from pathways_lm.decode.sampling import History, Sampler
 from pathways_lm.errors import ConfigError
 from pathways_lm.models.model import Model, Params
 
 # Lengths are rounded up to a multiple of this, so that few are compiled.
 LENGTH_STEP = 32
-# Tokens of a prompt that are read at once.
-PIECE = 512
 # Steps between two looks of the host at what was written.
 STEPS = 32
 ROWS = 32
@@ -41,21 +40,6 @@ class Written:
     """Of each of `tokens`, by the model itself, whatever they were drawn from."""
     why: str = ""
     """What ended it: `end`, `stop`, `length`, or nothing yet."""
-
-
-class State(NamedTuple):
-    """The rows of a batch. Everything but the cache is whole on every device."""
-
-    cache: Cache
-    token_B: Array
-    """int32: the last token, which the cache does not have yet."""
-    at_B: Array
-    """int32: where it stands."""
-    left_B: Array
-    """int32: how many tokens may still be written; 0 is a row that is done."""
-    number_B: Array
-    """int32: of the prompt, which draws are folded with."""
-    history: History | None
 
 
 class Generator:
@@ -83,7 +67,7 @@ class Generator:
         context: int,
         listed: bool | None = None,
         rows: int = ROWS,
-        cache_dtype: jnp.dtype | None = None,
+        cache_dtype: str | jnp.dtype | None = None,
     ):
         config = model.config
         if config.shape == "encoder":
@@ -95,20 +79,21 @@ class Generator:
         rules = model.rules
         if listed is None:
             listed = rules.mesh.devices.flat[0].platform == "cpu" and rules.parts("stage") == 1
-        self.forward = Forward(model, listed)
+        self.forward = Forward(model, jnp.dtype(cache_dtype or model.dtype), listed)
         self.form, self.context, self.rows = form, context, rows
-        self.caches = self.forward.caches(cache_dtype or model.dtype)
+        self.caches = self.forward.caches
+        self.program = Program(self.forward, form)
         options = compiler_options(rules.mesh)
         self._jit = partial(jax.jit, compiler_options=options)
         placed = self.caches.shardings(form.encoder)
-        self._prefill = self._jit(self._read, out_shardings=placed, static_argnames=("slots", "reads"))
+        self._prefill = self._jit(self.program.read, out_shardings=placed, static_argnames=("slots", "reads"))
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         whole: Any = rules()
         state = State(placed, whole, whole, whole, whole, whole)
         out = (state, whole, whole, whole, whole)
-        self._seat = self._jit(self._take, out_shardings=state, donate_argnames="state")
+        self._seat = self._jit(self.program.take, out_shardings=state, donate_argnames="state")
         self._steps = self._jit(
-            self._go_on, out_shardings=out, static_argnames=("sampler", "steps"), donate_argnames="state"
+            self.program.go_on, out_shardings=out, static_argnames=("sampler", "steps"), donate_argnames="state"
         )
         self._held: tuple[Params, Weights] | None = None
 
@@ -120,17 +105,39 @@ class Generator:
         num_tokens: int,
         key: Array,
         stopped: Stopped | None = None,
+        guides: Sequence[Guide] | None = None,
     ) -> list[Written]:
-        """Continues every prompt until the end, where it is `stopped`, or for `num_tokens` at most."""
+        """Continues every prompt until the end, where it is `stopped`, or for `num_tokens` at most.
+
+        Args:
+          guides: of each prompt, what its continuation may be.
+        """
         written = [Written() for _ in prompts]
-        for number, tokens, log_probs in self.stream(params, prompts, sampler, num_tokens, key, STEPS, written):
+        for _ in self.finished(params, prompts, sampler, num_tokens, key, written, stopped, guides):
+            pass
+        return written
+
+    def finished(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        sampler: Sampler,
+        num_tokens: int,
+        key: Array,
+        written: list[Written],
+        stopped: Stopped | None = None,
+        guides: Sequence[Guide] | None = None,
+    ) -> Iterator[int]:
+        """The same, into `written`; yields the number of each prompt when its continuation is done."""
+        for number, tokens, log_probs in self.stream(params, prompts, sampler, num_tokens, key, STEPS, written, guides):
             one = written[number]
             one.tokens += tokens
             one.log_probs += log_probs
             keep = stopped(one.tokens) if stopped else None
             if keep is not None:
                 one.tokens, one.log_probs, one.why = one.tokens[:keep], one.log_probs[:keep], "stop"
-        return written
+            if one.why:
+                yield number
 
     def stream(
         self,
@@ -141,11 +148,12 @@ class Generator:
         key: Array,
         steps: int,
         written: list[Written],
+        guides: Sequence[Guide] | None = None,
     ) -> Iterator[tuple[int, list[int], list[float]]]:
         """Yields (number of the prompt, its next tokens, their log-probabilities), at most `steps` tokens at a time.
 
         A prompt is done when `written` says why: that is set here at the end and at `num_tokens`, and looked at
-        before each go.
+        before each go. Prompts that are done from the start are left out; draws of the others do not change by that.
 
         Raises:
           ConfigError: a prompt leaves no room in the context, or is empty where something must be read.
@@ -153,23 +161,26 @@ class Generator:
         room = [min(num_tokens, self.room(prompt)) for prompt in prompts]
         weights = self.weights(params)
         # Prompts of one width are read together; the longest first, as the last ones then leave few rows idle.
-        waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        state, rows = self._begin(prompts, room, sampler)
+        waiting = [number for number in range(len(prompts)) if not written[number].why]
+        waiting.sort(key=lambda number: -len(prompts[number]))
+        if guides is not None:
+            # What may come next is found out on the host, of each token.
+            steps = 1
+        state, rows = self.begin(prompts, room, sampler)
         held: list[int | None] = [None] * rows
         while True:
             for row, number in enumerate(held):
                 if number is not None and written[number].why:
                     held[row] = None
-            state = self._fill(weights, state, held, waiting, prompts, room)
+            state = self.fill(weights, state, held, waiting, prompts, room)
             active = [row for row, number in enumerate(held) if number is not None]
             if not active:
                 return
             going = np.array([number is not None for number in held])
             # Where others wait, the first that ends lets them in.
-            enough = 1 if waiting else len(active)
-            out = self._steps(
-                weights, state, going, np.int32(enough), np.int32(steps), key, sampler=sampler, steps=STEPS
-            )
+            limits = np.array([1 if waiting else len(active), steps], np.int32)
+            allowed = None if guides is None else self._allowed([None if n is None else guides[n] for n in held])
+            out = self._steps(weights, state, going, limits, key, allowed, sampler=sampler, steps=STEPS)
             state = out[0]
             tokens_BS, log_probs_BS, left_B, count = (on_host(array) for array in out[1:])
             for row in active:
@@ -182,6 +193,9 @@ class Generator:
                 elif left_B[row] == 0:
                     new = [token for token in new if token >= 0]
                     written[number].why = "length"
+                if guides is not None:
+                    for token in new:
+                        guides[number].take(token)
                 yield number, new, log_probs_BS[row, : len(new)].tolist()
 
     def room(self, prompt: Sequence[int]) -> int:
@@ -197,20 +211,33 @@ class Generator:
             )
         return self.context - 1 if self.form.encoder else self.context - read
 
+    def _allowed(self, guides: Sequence[Guide | None]) -> np.ndarray:
+        """Bool [B, V]"""
+        allowed = np.zeros((len(guides), self.model.config.vocab_size), bool)
+        for row, guide in enumerate(guides):
+            if guide is not None:
+                own = guide.allowed()
+                allowed[row, : len(own)] = own
+        return allowed
+
     def weights(self, params: Params) -> Weights:
-        """Parameters as steps use them, kept for the next call."""
+        """Parameters as steps use them; those of the last call are kept."""
         if self._held is None or self._held[0] is not params:
             self._held = (params, self.forward.weights(params))
         return self._held[1]
 
-    def _begin(self, prompts: Sequence[Sequence[int]], room: Sequence[int], sampler: Sampler) -> tuple[State, int]:
-        """Rows without sequences, and how many."""
+    def begin(
+        self, prompts: Sequence[Sequence[int]], room: Sequence[int], sampler: Sampler, slots_each: int = 1
+    ) -> tuple[State, int]:
+        """Rows without sequences, and how many; with `slots_each` slots for every token that is to be written."""
         parts = self.model.rules.parts("batch")
         rows = _rounded(min(self.rows, len(prompts)), parts)
         read = [len(self.form.read(prompt)) for prompt in prompts]
         encoder = self.form.encoder
-        total = [space + (1 if encoder else length) for space, length in zip(room, read, strict=True)]
-        slots = _rounded(max(total, default=1), LENGTH_STEP)
+        total = [space * slots_each + (1 if encoder else length) for space, length in zip(room, read, strict=True)]
+        # Of what a window leaves behind nothing is kept: the newest takes the place of the oldest.
+        needed = min(max(total, default=1), self.model.config.window * slots_each or self.context * slots_each)
+        slots = _rounded(needed, LENGTH_STEP)
         reads = _rounded(max(read, default=1), LENGTH_STEP) if encoder else 0
         whole = self.model.rules(None)
 
@@ -219,13 +246,14 @@ class Generator:
 
         history = None
         if sampler.looks_back:
-            tokens = jax.device_put(np.zeros((rows, slots), np.int32), self.model.rules(None, None))
+            longest = _rounded(max(total, default=1), LENGTH_STEP)
+            tokens = jax.device_put(np.zeros((rows, longest), np.int32), self.model.rules(None, None))
             history = History(tokens, zeros(), zeros())
         placed = self.caches.shardings(encoder)
         cache = self._jit(partial(self.caches.empty, rows, slots, reads), out_shardings=placed)()
         return State(cache, zeros(), zeros(), zeros(), zeros(), history), rows
 
-    def _fill(
+    def fill(
         self,
         weights: Weights,
         state: State,
@@ -280,120 +308,6 @@ class Generator:
         if self.form.encoder:
             return self._prefill(weights, *laid, slots=0, reads=width), lengths
         return self._prefill(weights, *laid, slots=width, reads=0), lengths
-
-    def _read(self, weights: Weights, tokens: Array, positions: Array, slots: int, reads: int) -> Cache:
-        rows = tokens.shape[0]
-        if reads:
-            return self.forward.read(weights, tokens, positions, self.caches.empty(rows, slots, reads))
-        if not slots:
-            return self.caches.empty(rows, slots)
-        piece = slots if self.form.both_ways else PIECE
-        if slots <= piece:
-            return self.forward.begin(weights, tokens, positions, self.caches.empty(rows, 0), self.form.both_ways)
-
-        def more(cache: Cache, piece: tuple[Array, Array]) -> tuple[Cache, None]:
-            return self.forward.extend(weights, *piece, cache)[1], None
-
-        short = -slots % piece
-        padded = jnp.pad(tokens, ((0, 0), (0, short))), jnp.pad(positions, ((0, 0), (0, short)), constant_values=-1)
-        cut = self.model.rules(None, "batch", None)
-        pieces = [reshard(jnp.stack(jnp.split(rows_BL, (slots + short) // piece, axis=1)), cut) for rows_BL in padded]
-        cache = self.caches.empty(rows, slots + short)
-        return jax.lax.scan(more, cache, tuple(pieces))[0]
-
-    def _take(self, state: State, fresh: Cache, source: Array, lengths: Array, facts: Array, tokens: Array) -> State:
-        """Seats sequences that begin."""
-        taken = source >= 0
-        cache = self.caches.seat(state.cache, fresh, source, lengths)
-        token, at, left, number = (
-            jnp.where(taken, new, old)
-            for new, old in zip(facts, (state.token_B, state.at_B, state.left_B, state.number_B), strict=True)
-        )
-        history = state.history
-        if history is not None:
-            history = History(
-                jnp.where(taken[:, None], tokens, history.tokens_BT),
-                jnp.where(taken, at + 1, history.length_B),
-                jnp.where(taken, 0, history.written_B),
-            )
-        return State(cache, token, at, left, number, history)
-
-    def _go_on(
-        self,
-        weights: Weights,
-        state: State,
-        going: Array,
-        enough: Array,
-        limit: Array,
-        key: Array,
-        sampler: Sampler,
-        steps: int,
-    ) -> tuple[State, Array, Array, Array, Array]:
-        """Up to `limit` steps, fewer where `enough` of the rows that are `going` have ended.
-
-        Returns the state, tokens and log-probabilities [B, steps], how many tokens each row may still write, and the
-        number of steps taken. Rows that have ended before have token -1.
-        """
-        rules = self.model.rules
-        rows = going.shape[0]
-        state = state._replace(left_B=jnp.where(going, state.left_B, 0))
-        out = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
-        out = tuple(reshard(array, rules(None, None)) for array in out)
-
-        def more(carry: Any) -> Array:
-            state, _, count = carry
-            return (count < limit) & (jnp.sum(going & (state.left_B == 0)) < enough)
-
-        def step(carry: Any) -> Any:
-            state, (tokens, log_probs), count = carry
-            state, log_prob_B, wrote_B = self._one(weights, state, key, sampler)
-            tokens = jax.lax.dynamic_update_slice_in_dim(
-                tokens, jnp.where(wrote_B, state.token_B, -1)[:, None], count, axis=1
-            )
-            log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob_B[:, None], count, axis=1)
-            return state, (tokens, log_probs), count + 1
-
-        start = reshard(jnp.zeros((), jnp.int32), rules())
-        state, (tokens, log_probs), count = jax.lax.while_loop(more, step, (state, out, start))
-        return state, tokens, log_probs, state.left_B, count
-
-    def _one(self, weights: Weights, state: State, key: Array, sampler: Sampler) -> tuple[State, Array, Array]:
-        """One step of all rows: the state, the log-probability of what was written, and which rows wrote."""
-        rules = self.model.rules
-        on = state.left_B > 0
-        token_B1 = reshard(state.token_B[:, None], rules("batch", None))
-        at_B1 = reshard(jnp.where(on, state.at_B, -1)[:, None], rules("batch", None))
-        x_BLD, cache = self.forward.extend(weights, token_B1, at_B1, state.cache)
-        logits_BV = reshard(self.forward.logits(weights, x_BLD)[:, -1], rules(None, None)).astype(jnp.float32)
-        logits_BV = self.writable(logits_BV)
-        # A draw depends on its prompt's number and its position alone, not on what else is in the batch.
-        fold = jax.vmap(lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at))
-        chosen_B = sampler.choose(logits_BV, fold(state.number_B, state.at_B + 1), state.history)
-        log_prob_B = jnp.sum(
-            jnp.where(
-                jnp.arange(logits_BV.shape[-1])[None] == chosen_B[:, None], jax.nn.log_softmax(logits_BV, axis=-1), 0
-            ),
-            axis=-1,
-        )
-        token_B = jnp.where(on, chosen_B, state.token_B)
-        at_B = jnp.where(on, state.at_B + 1, state.at_B)
-        left_B = jnp.where(on & (chosen_B != self.form.end), state.left_B - 1, 0)
-        history = state.history
-        if history is not None:
-            columns = jnp.arange(history.tokens_BT.shape[1])[None]
-            here_BT = on[:, None] & (columns == history.length_B[:, None])
-            history = History(
-                jnp.where(here_BT, chosen_B[:, None], history.tokens_BT), history.length_B + on, history.written_B + on
-            )
-        return State(cache, token_B, at_B, left_B, state.number_B, history), log_prob_B, on
-
-    def writable(self, logits_BV: Array) -> Array:
-        """Logits without rows of the model beyond the vocabulary, and what is never written."""
-        ids = jnp.arange(logits_BV.shape[-1])
-        out = ids >= self.form.size
-        for token in self.form.never:
-            out |= ids == token
-        return jnp.where(out, -jnp.inf, logits_BV)
 
 
 def _rounded(length: int, step: int) -> int:

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import reshard
 
-from pathways_lm.decode import generate
+from pathways_lm.decode import program
 from pathways_lm.decode.cache import Cache
 from pathways_lm.decode.forward import Weights
-from pathways_lm.decode.generate import Generator
+from pathways_lm.decode.generate import LENGTH_STEP, Generator
 from pathways_lm.errors import ConfigError
 
 
@@ -79,14 +79,14 @@ class Reader:
             # One that ends when another does keeps nobody waiting.
             filled = numbers + numbers[-1:] * (together - len(numbers))
             most = [limits[number] for number in filled]
-            steps = self._rounded(max(most), generate.LENGTH_STEP)
+            steps = self._rounded(max(most), LENGTH_STEP)
             yield Group(numbers, self._lay([prompts[number] for number in filled]), self._everywhere(most), steps)
 
     def read(self, weights: Weights, laid: Laid, steps: int, copies: int) -> Start:
         """To be called inside a jitted function: the prompts, with room for `steps` tokens behind them."""
         rows, length = laid.tokens_PL.shape
         reads = 0 if laid.read_PS is None else laid.read_PS[0].shape[1]
-        piece = length if self.form.both_ways else min(length, generate.PIECE)
+        piece = length if self.form.both_ways else min(length, program.PIECE)
         short = -length % piece
         cache = self.caches.empty(rows, length + short, reads)
         if laid.read_PS is not None:
@@ -99,15 +99,14 @@ class Reader:
         x_PLD, cache = self._pieces(weights, padded, cache, piece)
         last_PD = x_PLD.at[jnp.arange(rows), laid.lengths_P - 1].get(out_sharding=self.rules("batch", None))
         source_B = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), copies)
-        slots = self._rounded(length + steps, generate.LENGTH_STEP)
+        slots = self._rounded(length + steps, LENGTH_STEP)
         empty = self.caches.empty(rows * copies, slots, reads)
         return Start(self.caches.seat(empty, cache, source_B, laid.lengths_P), self.logits(weights, last_PD), x_PLD)
 
     def logits(self, weights: Weights, x_BD: Array) -> Array:
         """fp32 [B, V] on every device; what is never written has -inf."""
         x_B1D = reshard(x_BD[:, None], self.rules("batch", None, None))
-        logits_BV = reshard(self.forward.logits(weights, x_B1D)[:, 0], self.rules(None, None))
-        return self.generator.writable(logits_BV.astype(jnp.float32))
+        return self.generator.program.writable(self.forward.logits(weights, x_B1D))[:, 0]
 
     def extend(self, weights: Weights, token_B: Array, at_B: Array, cache: Cache) -> tuple[Array, Cache]:
         """What the last layer says of one more token of each row, [B, D] cut along the rows, and the cache with it."""
@@ -134,7 +133,7 @@ class Reader:
 
     def _lay(self, prompts: Sequence[Sequence[int]]) -> Laid:
         read = [self.form.read(prompt) for prompt in prompts]
-        width = self._rounded(max(map(len, read)), generate.LENGTH_STEP)
+        width = self._rounded(max(map(len, read)), LENGTH_STEP)
         tokens, positions = np.zeros((len(read), width), np.int32), np.full((len(read), width), -1, np.int32)
         for row, ids in enumerate(read):
             tokens[row, : len(ids)], positions[row, : len(ids)] = ids, np.arange(len(ids))

@@ -21,6 +21,32 @@ from pathways_lm.layers.tiles import Ring
 from pathways_lm.sharding import Rules
 
 KeyValue = tuple[Array, Array]
+
+
+class Codes(NamedTuple):
+    """Keys or values of a cache in eight bits."""
+
+    codes_BSKH: Array
+    """int8"""
+    unit_BSK1: Array
+    """fp32: what a code of 1 stands for, of each position and head."""
+
+
+def coded(x_BSKH: Array) -> Codes:
+    """Each position's and head's numbers, rounded to 127 steps up to the largest of them."""
+    x_BSKH = x_BSKH.astype(jnp.float32)
+    unit_BSK1 = jnp.max(jnp.abs(x_BSKH), axis=-1, keepdims=True) / 127
+    codes_BSKH = jnp.round(x_BSKH / jnp.where(unit_BSK1 > 0, unit_BSK1, 1))
+    return Codes(codes_BSKH.astype(jnp.int8), unit_BSK1)
+
+
+def decoded(kept: Array | Codes, dtype: jnp.dtype) -> Array:
+    """What a cache keeps, as it is computed with."""
+    if isinstance(kept, Codes):
+        return (kept.codes_BSKH.astype(jnp.float32) * kept.unit_BSK1).astype(dtype)
+    return kept.astype(dtype)
+
+
 Parts = tuple[Array, ...]
 """Keys or values [B, S, K, H] of neighbouring positions."""
 
@@ -121,13 +147,14 @@ class Attention(nnx.Module):
             k_BSKH = self._project(source_BSD, "key", self.kv_heads)
             v_BSKH = self._project(source_BSD, "value", self.kv_heads)
         else:
-            k_BSKH, v_BSKH = (kept.astype(q_BTNH.dtype) for kept in remembered)
+            k_BSKH, v_BSKH = (decoded(kept, q_BTNH.dtype) for kept in remembered)
         if sight.angles is not None:
             q_BTNH, k_BSKH = rotate(q_BTNH, sight.angles), rotate(k_BSKH, sight.angles)
         keys: Parts = (k_BSKH,)
         values: Parts = (v_BSKH,)
         if cached is not None:
-            keys, values = (cached[0].astype(k_BSKH.dtype), k_BSKH), (cached[1].astype(v_BSKH.dtype), v_BSKH)
+            keys = (decoded(cached[0], k_BSKH.dtype), k_BSKH)
+            values = (decoded(cached[1], v_BSKH.dtype), v_BSKH)
 
         def whole(parts: Parts) -> list[Array]:
             cut = rules("batch", None, self.kv_heads, None)

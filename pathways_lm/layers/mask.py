@@ -30,14 +30,17 @@ def in_order(length: int, segments_BL: Array | None = None, prefix_BL: Array | N
     return Places(index_1L - start_BL, segments_BL, prefix_BL)
 
 
-def visible(queries: Places, keys: Places, causal: bool) -> Array:
+def visible(queries: Places, keys: Places, causal: bool, window: int = 0) -> Array:
     """True where a query may look at a key, [B, T, S].
 
-    Only within a document, and for `causal` at itself, what stands before it and the prefix.
+    Only within a document, and for `causal` at itself, what stands before it and the prefix; with a `window`, of itself
+    and what stands before only so many.
     """
     seen_BTS = (keys.positions_BL >= 0)[:, None, :]
     if causal:
         near_BTS = keys.positions_BL[:, None, :] <= queries.positions_BL[:, :, None]
+        if window:
+            near_BTS &= keys.positions_BL[:, None, :] > queries.positions_BL[:, :, None] - window
         if keys.prefix_BL is not None:
             near_BTS = near_BTS | keys.prefix_BL[:, None, :]
         seen_BTS = seen_BTS & near_BTS

@@ -201,7 +201,8 @@ class Tower(nnx.Module):
             sight = Sight(None, angles, ring=self._ring(laid, keys, self.causal, relative))
         else:
             buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
-            sight = Sight(visible(laid, keys, self.causal), angles, relative)
+            window = config.window if self.causal else 0
+            sight = Sight(visible(laid, keys, self.causal, window), angles, relative)
         if memory is not None:
             memory_BSD = None if memory[0] is None else reshard(memory[0], rules("batch", "length", None))
             if ring:

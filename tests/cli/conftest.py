@@ -186,7 +186,7 @@ def no_compile(monkeypatch) -> None:
     compiling = (
         "pathways_lm.cli.train.compile_step",
         "pathways_lm.models.model.Model.initialise",
-        "pathways_lm.decode.generate.Generator._start",
+        "pathways_lm.decode.generate.Generator.fill",
     )
     for target in compiling:
         monkeypatch.setattr(target, lambda *args, **kwargs: pytest.fail("began to compile"))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pathways_lm.decode import generate
+from pathways_lm.decode import program
 from pathways_lm.decode.beam import Beams, BeamSearch
 from pathways_lm.decode.generate import Generator
 from pathways_lm.errors import ConfigError
@@ -141,7 +141,7 @@ def test_a_prompt_does_not_depend_on_the_others(writer, search):
 def test_a_long_prompt_is_read_in_pieces(writer, monkeypatch):
     one, beams = writer("decoder"), Beams(2, num_return=2)
     prompt = [[3, 4, 5] * 18]
-    monkeypatch.setattr(generate, "PIECE", 24)
+    monkeypatch.setattr(program, "PIECE", 24)
     in_pieces = BeamSearch(Generator(one.model, one.form, 64))
     check(searched(in_pieces, one.params, prompt, beams)[0], plain(one.says, prompt[0], beams, NEW))
 

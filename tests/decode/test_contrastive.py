@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pathways_lm.decode import generate
+from pathways_lm.decode import program
 from pathways_lm.decode.contrastive import Contrastive, ContrastiveSearch
 from pathways_lm.decode.generate import Generator
 from pathways_lm.errors import ConfigError
@@ -71,7 +71,7 @@ def test_a_prompt_does_not_depend_on_the_others(writer, search):
 
 def test_a_long_prompt_is_read_in_pieces(writer, monkeypatch):
     one, prompt = writer("decoder"), [3, 4, 5] * 17
-    monkeypatch.setattr(generate, "PIECE", 24)
+    monkeypatch.setattr(program, "PIECE", 24)
     in_pieces = ContrastiveSearch(Generator(one.model, one.form, 64))
     found = searched(in_pieces, one.params, [prompt], Contrastive(0.6, 4))
     assert found == [plain(one.says, prompt, 0.6, 4, NEW)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pathways_lm.decode import generate
+from pathways_lm.decode import generate, program
 from pathways_lm.decode.form import Form
 from pathways_lm.decode.generate import Generator, Written
 from pathways_lm.decode.sampling import Sampler
@@ -127,9 +127,27 @@ def test_a_long_prompt_is_read_in_pieces(one, small, monkeypatch):
     sampler = Sampler(temperature=0.5)
     prompts = [[3, 4, 5] * 30, [6, 7] * 41, [9] * 5]
     expected = tokens(continuations(one, small, prompts, sampler, 6))
-    monkeypatch.setattr(generate, "PIECE", 32)
+    monkeypatch.setattr(program, "PIECE", 32)
     in_pieces = Generator(one, Form(PIECES, END), 128, rows=4)
     assert tokens(in_pieces.write(small, prompts, sampler, 6, key())) == expected
+
+
+def test_a_window_of_slots(make, draw):
+    """A model that sees 16 positions keeps 32 slots, over which texts of more than 60 tokens go several times."""
+    model = make(window=16)
+    params = draw(model, 1)
+    prompts = [[3, 4, 5] * 15, [9], [6, 7] * 20]
+    small = Generator(model, Form(PIECES, END), 90, rows=2)
+    assert small.begin(prompts, [40] * 3, GREEDY)[0].cache.positions_BS.shape[1] == 32
+    written = small.write(params, prompts, GREEDY, 40, key())
+    call = jax.jit(lambda params, tokens: model.bind(params)(Batch(tokens, tokens)).logits_BLV)
+    for prompt, one in zip(prompts, written, strict=True):
+        sequence = np.zeros((1, 96), np.int32)
+        sequence[0, 1 : 1 + len(prompt) + len(one.tokens)] = prompt + one.tokens
+        logits = np.asarray(call(params, jax.device_put(sequence, model.rules("batch", None))))[0, :, 1:PIECES]
+        for index, token in enumerate(one.tokens):
+            here = logits[len(prompt) + index]
+            assert here[token - 1] >= here.max() - 1e-4 * np.abs(here).max()
 
 
 def test_an_encoder_reads_the_prompt(make, draw):
@@ -182,7 +200,7 @@ def test_the_context_is_filled_and_not_more(one, small, length, room):
 
 @pytest.mark.parametrize("prompts", [[[5] * 31], [[5], [5] * 200]])
 def test_prompt_longer_than_the_context(one, small, monkeypatch, prompts):
-    monkeypatch.setattr(Generator, "_fill", lambda *args, **kwargs: pytest.fail("began to compile"))
+    monkeypatch.setattr(Generator, "fill", lambda *args, **kwargs: pytest.fail("began to compile"))
     with pytest.raises(ConfigError, match=f"prompt of {len(prompts[-1])} tokens .* at most 30 "):
         continuations(one, small, prompts, GREEDY, 1, context=32)
 

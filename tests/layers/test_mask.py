@@ -26,17 +26,17 @@ def rows(draw):
     return segments + [0] * padding, prefix + [False] * padding
 
 
-@given(rows(), st.booleans(), st.booleans())
-def test_every_pair(row, causal, with_prefix):
+@given(rows(), st.booleans(), st.booleans(), st.integers(0, 5))
+def test_every_pair(row, causal, with_prefix, window):
     """No pair of two documents sees one another, whatever else is asked for."""
     segments, prefix = row
     length = len(segments)
     places = in_order(length, jnp.array([segments]), jnp.array([prefix]) if with_prefix else None)
-    mask = np.asarray(visible(places, places, causal))
+    mask = np.asarray(visible(places, places, causal, window))
     assert mask.shape == (1, length, length)
     for t in range(length):
         for s in range(length):
-            near = not causal or s <= t or (with_prefix and prefix[s])
+            near = not causal or (s <= t and (not window or t - s < window)) or (with_prefix and prefix[s])
             assert mask[0, t, s] == (segments[s] == segments[t] and near)
 
 
