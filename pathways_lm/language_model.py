@@ -13,7 +13,9 @@ from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import Experiment
 from pathways_lm.configure import override
 from pathways_lm.data.vocabulary import Vocabulary, load_vocabulary
+from pathways_lm.decode.beam import Beams, BeamSearch
 from pathways_lm.decode.constrained import Grammar, Pieces
+from pathways_lm.decode.contrastive import Contrastive, ContrastiveSearch
 from pathways_lm.decode.form import Form, form_of
 from pathways_lm.decode.generate import Generator, Stopped, Written
 from pathways_lm.decode.sampling import Sampler
@@ -39,6 +41,8 @@ class Continuation:
     """Of each of `tokens`, by the model itself, whatever was drawn from."""
     why: str
     """What ended it: `end`, `stop` or `length`."""
+    score: float | None = None
+    """What a beam search ranked it by."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class LanguageModel:
     def generator(self) -> Generator:
         """What continues ids; programs that it has compiled stay with it."""
         return Generator(self.model, self.form, self.context)
+
+    @cached_property
+    def beam_search(self) -> BeamSearch:
+        """What searches hypotheses, with the generator's weights."""
+        return BeamSearch(self.generator)
+
+    @cached_property
+    def contrastive_search(self) -> ContrastiveSearch:
+        """What searches contrastively, with the generator's weights."""
+        return ContrastiveSearch(self.generator)
 
     def generate(
         self,
@@ -173,6 +187,28 @@ class LanguageModel:
         ids = self._read(prompt, 0, truncate)
         steps = self.generator.stream(self.params, [ids], sampler, num_tokens, key, 1, written)
         return self.vocabulary.stream(token for _, tokens, _ in steps for token in tokens)
+
+    def beam(
+        self, prompts: Sequence[str], beams: Beams | None = None, num_tokens: int = 200
+    ) -> list[list[Continuation]]:
+        """The `beams.num_return` continuations of each prompt that a beam search ranks highest, the best first.
+
+        Raises ConfigError for a prompt that leaves no room in the context, and for more beams than ids.
+        """
+        ids = [self._read(prompt, number, truncate=False) for number, prompt in enumerate(prompts)]
+        found = self.beam_search.search(self.params, ids, beams or Beams(), num_tokens)
+        return [[replace(self._continuation(one, ()), score=one.score) for one in row] for row in found]
+
+    def contrastive(
+        self, prompts: Sequence[str], contrastive: Contrastive | None = None, num_tokens: int = 200
+    ) -> list[Continuation]:
+        """Continues each prompt by contrastive search, until the end or for `num_tokens`.
+
+        Raises ConfigError for a prompt that leaves no room in the context, and for more candidates than ids.
+        """
+        ids = [self._read(prompt, number, truncate=False) for number, prompt in enumerate(prompts)]
+        written = self.contrastive_search.write(self.params, ids, contrastive or Contrastive(), num_tokens)
+        return [self._continuation(one, ()) for one in written]
 
     @cached_property
     def scorer(self) -> Scorer:

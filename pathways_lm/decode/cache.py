@@ -129,6 +129,19 @@ class Caches(NamedTuple):
             read_BS=jnp.where(reshard(taken_B1, self.rules("batch", None)), moved_BS, cache.read_BS),
         )
 
+    def follow(self, cache: Cache, source_B: Array, start: Array | int, length: int) -> Cache:
+        """Gives every row what row `source_B` has in `length` slots from `start` on. The other slots, positions and
+        what an encoder read are left: rows that follow each other have them in common."""
+        axis = 1 if self.listed else 2
+        stack = () if self.listed else (slice(None),)
+
+        def move(leaf: Array) -> Array:
+            part = jax.lax.dynamic_slice_in_dim(leaf, start, length, axis)
+            part = part.at[*stack, source_B].get(out_sharding=self.placed)
+            return jax.lax.dynamic_update_slice_in_dim(leaf, part, start, axis)
+
+        return cache._replace(layers=jax.tree.map(move, cache.layers))
+
 
 def write(cache: Cache, fresh: Any, positions_BL: Array) -> Cache:
     """Puts the keys and values of `L` new tokens, as the cache keeps them, into the next slots."""

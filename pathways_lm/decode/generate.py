@@ -182,7 +182,7 @@ class Generator:
             allowed = None if guides is None else self._allowed([None if n is None else guides[n] for n in held])
             out = self._steps(weights, state, going, limits, key, allowed, sampler=sampler, steps=STEPS)
             state = out[0]
-            tokens_BS, log_probs_BS, left_B, count = (_local(array) for array in out[1:])
+            tokens_BS, log_probs_BS, left_B, count = (on_host(array) for array in out[1:])
             for row in active:
                 number = held[row]
                 assert number is not None
@@ -314,7 +314,7 @@ def _rounded(length: int, step: int) -> int:
     return -(-length // step) * step
 
 
-def _local(array: Array) -> np.ndarray:
+def on_host(array: Array) -> np.ndarray:
     """The whole of a small array, also where other processes hold parts of it."""
     if array.is_fully_addressable:
         return np.asarray(array)
