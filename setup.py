@@ -41,6 +41,7 @@ setup(
         "eval": ["sacrebleu", "rouge-score", "nltk", "scikit-learn", "babel"],
         "report": ["matplotlib"],
         "convert": ["safetensors"],
+        "quantize": ["qwix"],
         "dev": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["pathways-lm = pathways_lm.cli:main"]},
