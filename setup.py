@@ -43,6 +43,7 @@ setup(
         "harness": ["lm-eval>=0.4.13"],
         "report": ["matplotlib"],
         "convert": ["safetensors"],
+        "quantize": ["qwix"],
         "dev": ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["pathways-lm = pathways_lm.cli:main"]},

@@ -2,8 +2,9 @@
 
 The text that comes with Python is written with one worker and with two, in turn, and read back as training reads it:
 rows of the stream (`rows`), and batches on a device as the objective makes them (`batch`). Then a far step is read by a
-new loader, and the tiny config trains for some steps: what it waits for batches against what its steps take. Whatever
-else the machine does shows in the spread, which is kept; medians are printed.
+new loader, every objective makes examples of random rows, and the tiny config trains for some steps: what it waits for
+batches against what its steps take. Whatever else the machine does shows in the spread, which is kept; medians are
+printed.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +32,7 @@ from pathways_lm.data.build import write_cache
 from pathways_lm.data.cache import plan_cache, prepare
 from pathways_lm.data.course import Course
 from pathways_lm.data.loader import Loader
-from pathways_lm.data.objectives import make_objective
+from pathways_lm.data.objectives import make_objective, raw_length
 from pathways_lm.data.shards import Advance
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
@@ -42,6 +44,10 @@ from pathways_lm.train.step import compile_step, make_step
 
 CONFIG = "configs/palm/tiny.py"
 LENGTHS = (256, 2048)
+OBJECTIVES = (
+    *((name, "encoder") for name in ("causal", "prefix", "masked", "fill_in_the_middle", "span_corruption", "ul2")),
+    *(("span_corruption", "causal"), ("ul2", "causal")),
+)
 WARM_UP = 5
 
 
@@ -66,6 +72,7 @@ def main() -> None:
                 write_cache(Path(caches[length].cache), plan, 2, lambda advance: None)
         for data in caches.values():
             rates |= reading(data, experiment.model.vocab_size, 3 * arguments.repeats)
+        rates |= making(3 * arguments.repeats)
         seconds = seeking(caches[LENGTHS[0]], experiment.model.vocab_size, 3 * arguments.repeats)
         waits = waiting(replace(experiment, data=caches[LENGTHS[0]]), arguments.steps)
     tell(rates, seconds, waits)
@@ -131,6 +138,31 @@ def reading(data: DataConfig, vocab_size: int, repeats: int) -> dict[str, list[f
             for of, taken in seconds.items() if repeat else ():
                 rate = rows * data.sequence_length / taken
                 rates.setdefault(f"read {data.sequence_length}, {name}{of}", []).append(rate)
+    return rates
+
+
+class _Pieces:
+    """A vocabulary without a model."""
+
+    size, eod_id = 4000, 2
+    word_edges = (np.arange(4000) % 3 > 0, np.arange(4000) % 5 > 0)
+
+
+def making(repeats: int) -> dict[str, list[float]]:
+    """Tokens a second, by the processor's time, that each objective makes batches of 8 x 256 of."""
+    rates: dict[str, list[float]] = {}
+    for objective, inputs in OBJECTIVES:
+        data = DataConfig(objective=objective, inputs=inputs, sequence_length=256, batch_size=8, extra_ids=100)
+        make, random = make_objective(data, _Pieces()), np.random.default_rng(0)
+        rows = random.integers(3, 4000, (2048, raw_length(data)), dtype=np.int32)
+        rows[random.random(rows.shape) < 0.005] = _Pieces.eod_id
+        for repeat in range(repeats + 1):
+            worked = time.process_time()
+            for at in range(0, len(rows), data.batch_size):
+                make(rows[at : at + data.batch_size], range(at, at + data.batch_size))
+            rate = rows.size / (time.process_time() - worked)
+            if repeat:
+                rates.setdefault(f"make {objective}, {inputs}, of the processor's time", []).append(rate)
     return rates
 
 

@@ -120,6 +120,8 @@ class ModelConfig(Checked):
     hidden_dropout: float = bounded(0.0, at_least=0, below=1)
     """Of the hidden units of dense MLPs."""
     moe: MoEConfig = MoEConfig()
+    matmuls: str = bounded("", one_of=("", "int8", "fp8"))
+    """Numbers that the kernels of attention and dense MLPs multiply; empty takes the type of the arithmetic."""
     remat: str = bounded("none", one_of=("none", "attention", "block", "offload"))
     """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks from their inputs,
     which `offload` keeps in the hosts' memory."""

@@ -52,11 +52,7 @@ class Loader:
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of the training stream: int32 [stop - start, L]."""
-        rows = np.empty((stop - start, self.sequence_length), np.int32)
-        for place, index in enumerate(range(start, stop)):
-            task, number = self.mixture.at(index)
-            rows[place] = _sequence(self._train[task][self._order[task][number]])
-        return rows
+        return self._read([self.mixture.at(number) for number in range(start, stop)])
 
     @functools.cache  # noqa: B019 - of the few sizes that a run has
     def example(self, batch_size: int) -> Batch:
@@ -85,8 +81,14 @@ class Loader:
 
     def examples(self, numbers: range) -> Batch:
         """Some rows of the training stream, as numpy arrays."""
-        tasks = [self.mixture.at(number)[0] for number in numbers]
-        return self._examples(self.rows(numbers.start, numbers.stop), numbers.start, tasks)
+        places = [self.mixture.at(number) for number in numbers]
+        return self._examples(self._read(places), numbers.start, [task for task, _ in places])
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The sequences at (task, number over epochs): int32 [places, L]."""
+        records = (self._train[task][self._order[task][number]] for task, number in places)
+        # One array of all records: an array of each costs as much as reading it.
+        return _sequence(bytearray().join(records)).reshape(len(places), self.sequence_length)
 
     def _examples(self, rows: np.ndarray, first: int, tasks: Sequence[int]) -> Batch:
         batch = self._objective(rows, range(first, first + len(rows)))
@@ -114,5 +116,5 @@ def _source(corpus: Corpus, task: str, split: str) -> grain.sources.ArrayRecordD
     return grain.sources.ArrayRecordDataSource(corpus.files(task, split))
 
 
-def _sequence(record: bytes) -> np.ndarray:
+def _sequence(record: bytes | bytearray) -> np.ndarray:
     return np.frombuffer(record, "<i4")

@@ -12,6 +12,7 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.attention import attention_weights, spread, weighted_values
+from pathways_lm.kernels.product import product
 from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
@@ -178,7 +179,7 @@ class Attention(nnx.Module):
             a_BTNH = attend(q_BTNH, keys, values, sight, key)
         out_NHD = reshard(self.out[...], rules.used("heads", None, None))
         out = rules.partial("batch", "length", None, over="heads")
-        y_BTD = jnp.einsum("blnh,nhd->bld", a_BTNH, out_NHD, out_sharding=out)
+        y_BTD = product("blnh,nhd->bld", a_BTNH, out_NHD, out, config.matmuls)
         y_BTD = reshard(y_BTD, rules("batch", "residual_length", "residual"))
         if config.bias:
             y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
@@ -189,7 +190,8 @@ class Attention(nnx.Module):
         """[B, L, heads, H]"""
         rules = self.rules
         kernel_DNH = reshard(getattr(self, name)[...], rules.used(None, heads, None))
-        y = jnp.einsum("bld,dnh->blnh", x_BLD, kernel_DNH, out_sharding=rules("batch", "length", heads, None))
+        out = rules("batch", "length", heads, None)
+        y = product("bld,dnh->blnh", x_BLD, kernel_DNH, out, self.config.matmuls)
         return y + getattr(self, f"{name}_bias")[...] if self.config.bias else y
 
 

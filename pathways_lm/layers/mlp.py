@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.product import product
 from pathways_lm.layers.dropout import dropout
 from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.sharding import Rules
@@ -73,12 +74,12 @@ class MLP(nnx.Module):
         down_FD = reshard(self.down[...], rules.used("mlp", None))
         # Added over devices and cut as the residual stream in one exchange; written so, its gradient is gathered once.
         out = rules.partial("batch", "length", None, over="mlp")
-        y_BLD = jnp.einsum("blf,fd->bld", hidden_BLF, down_FD, out_sharding=out)
+        y_BLD = product("blf,fd->bld", hidden_BLF, down_FD, out, config.matmuls)
         y_BLD = reshard(y_BLD, rules("batch", "residual_length", "residual"))
         return y_BLD + reshard(self.down_bias[...], rules("residual")) if config.bias else y_BLD
 
     def _into(self, h_BLD: Array, name: str) -> Array:
         rules = self.rules
         kernel_DF = reshard(getattr(self, name)[...], rules.used(None, "mlp"))
-        hidden_BLF = jnp.einsum("bld,df->blf", h_BLD, kernel_DF, out_sharding=rules("batch", "length", "mlp"))
+        hidden_BLF = product("bld,df->blf", h_BLD, kernel_DF, rules("batch", "length", "mlp"), self.config.matmuls)
         return hidden_BLF + getattr(self, f"{name}_bias")[...] if self.config.bias else hidden_BLF

@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.product import check_matmuls
 from pathways_lm.models.transformer import SHAPES
 from pathways_lm.sharding import Rules, on_mesh, whole_sequences
 
@@ -33,6 +34,7 @@ class Model:
     """
 
     def __init__(self, config: ModelConfig, rules: Rules, dtype: jnp.dtype = jnp.dtype(jnp.float32)):  # noqa: B008
+        check_matmuls(config.matmuls)
         self.config = config
         self.rules = rules
         self.dtype = dtype

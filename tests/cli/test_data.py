@@ -107,7 +107,8 @@ def test_sigkill(micro, large, uninterrupted, tmp_path, kills):
     assert len(kept) >= len(before) - 2 * kills
 
 
-def test_a_killed_worker_is_named_by_its_shard(micro, large, uninterrupted, tmp_path):
+def test_a_killed_worker_and_ctrl_c(micro, large, uninterrupted, tmp_path):
+    """The worker is named by its shard; after each, the same command goes on, and ends as one that was left alone."""
     out = tmp_path / "out"
     with micro.start(*command(micro, large, out)) as process:
         wait_until(writing(out), process)
@@ -121,13 +122,7 @@ def test_a_killed_worker_is_named_by_its_shard(micro, large, uninterrupted, tmp_
     assert not (out / named).exists()
     assert "was killed by SIGKILL; run the same command again" in said
     assert not list(out.glob(".begun*")) or not (out / "manifest.json").exists()
-    done = micro.call(*command(micro, large, out))
-    assert done.returncode == 0, done.stderr
-    assert files(out) == uninterrupted
 
-
-def test_ctrl_c(micro, large, uninterrupted, tmp_path):
-    out = tmp_path / "out"
     with micro.start(*command(micro, large, out)) as process:
         wait_until(writing(out), process)
         workers = workers_of(process)
@@ -137,6 +132,10 @@ def test_ctrl_c(micro, large, uninterrupted, tmp_path):
     assert "Traceback" not in err
     assert gone(workers)()
     assert not (out / "manifest.json").exists()
+
+    done = micro.call(*command(micro, large, out))
+    assert done.returncode == 0, done.stderr
+    assert files(out) == uninterrupted
 
 
 def test_full_disk(micro, large, uninterrupted, tmp_path):

@@ -41,12 +41,18 @@ def finish(processes) -> list[tuple[int, str, str]]:
 SETTINGS = ("train.num_steps=12", "mesh.pod=2", "mesh.data=2", "mesh.tensor=2")
 
 
-def test_two_processes(micro, tmp_path):
-    """Losses are those of one process; a SIGTERM to one stops both after one step; one process reads what two wrote."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    alone = micro.call(*micro.train(one, *SETTINGS), "--cpu-devices", "8")
-    assert alone.returncode == 0, alone.stderr
+@pytest.fixture(scope="module")
+def losses_alone(micro, tmp_path_factory):
+    """Of one process with all devices, without interruption."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    done = micro.call(*micro.train(run, *SETTINGS), "--cpu-devices", "8")
+    assert done.returncode == 0, done.stderr
+    return micro.losses(run)
 
+
+def test_two_processes(micro, tmp_path, losses_alone):
+    """Losses are those of one process; a SIGTERM to one stops both after one step; one process reads what two wrote."""
+    two = tmp_path / "two"
     arguments = micro.train(two, *SETTINGS)
     processes = start(micro, arguments)
     wait_for_step(micro, two, 2, processes)
@@ -64,22 +70,13 @@ def test_two_processes(micro, tmp_path):
     ended = finish(start(micro, arguments))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert f"after step {stopped}" in ended[0][1]
-    assert micro.losses(two) == pytest.approx(micro.losses(one), rel=1e-6)
+    assert micro.losses(two) == pytest.approx(losses_alone, rel=1e-6)
     assert list(micro.losses(two)) == list(range(1, 13))
 
     assert micro.main("evaluate", str(two)) == 0
     longer = micro.train(two, "train.num_steps=13")
     assert micro.main(*longer) == 0
     assert micro.steps(two)[-1] == 13
-
-
-@pytest.fixture(scope="module")
-def losses_alone(micro, tmp_path_factory):
-    """Of one process with all devices, without interruption."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    done = micro.call(*micro.train(run, *SETTINGS), "--cpu-devices", "8")
-    assert done.returncode == 0, done.stderr
-    return micro.losses(run)
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -47,7 +47,7 @@ def test_by_hand():
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     ids = np.arange(10, 20)
     dropped = np.array([word in ("for", "inviting", "last") for word in words])
-    inputs, targets = corrupt(ids, dropped, 99)
+    inputs, targets = corrupt(ids, dropped, [10], 99)
     names = {**dict(zip(ids, words, strict=True)), 99: "<X>", 98: "<Y>"}
     assert " ".join(names[i] for i in inputs) == "Thank you <X> me to your party <Y> week"
     assert " ".join(names[i] for i in targets) == "<X> for inviting <Y> last"
@@ -55,7 +55,7 @@ def test_by_hand():
 
 def test_one_span_at_the_end():
     """UL2's S: a quarter of the text, whatever its length."""
-    mask = noise_mask(40, np.random.default_rng(0), Noise(0.25, 0))
+    mask = noise_mask([40], [Noise(0.25, 0)], [np.random.default_rng(0)])
     assert mask.tolist() == [False] * 30 + [True] * 10
 
 
@@ -75,7 +75,7 @@ def test_noise_is_that_of_the_t5_package(denoiser, length):
         for i in range(draws)
     ]
     rng = np.random.default_rng(0)
-    ours = [noise_mask(length, rng, denoiser.noise) for _ in range(draws)]
+    ours = [noise_mask([length], [denoiser.noise], [rng]) for _ in range(draws)]
 
     def runs(masks: list[np.ndarray]) -> tuple[set[tuple[int, int]], float]:
         """The counts of tokens and spans there are, and the mean square of a span's length."""
@@ -107,9 +107,9 @@ def test_corrupt_is_that_of_the_t5_package(length, seed, denoiser):
         extra_ids = EXTRA
 
     tokens = text(length, seed)
-    mask = noise_mask(length, np.random.default_rng(seed), denoiser.noise)
+    mask = noise_mask([length], [denoiser.noise], [np.random.default_rng(seed)])
     arguments = (tf.constant(tokens), tf.constant(mask), Vocabulary(), None)
-    inputs, targets = corrupt(tokens, mask, LAST)
+    inputs, targets = corrupt(tokens, mask, [length], LAST)
     np.testing.assert_array_equal(inputs, preprocessors.noise_span_to_unique_sentinel(*arguments))
     np.testing.assert_array_equal(targets, preprocessors.nonnoise_span_to_unique_sentinel(*arguments))
 
@@ -164,6 +164,28 @@ def test_decoders_lose_nothing(objective, inputs_read, number):
         assert batch.prefix is None
     else:
         assert batch.prefix[0, : first + 1].all() and not batch.prefix[0, first + 1 :].any()
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["ul2", "span_corruption"]),
+    st.sampled_from(["encoder", "prefix", "causal"]),
+    st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    st.integers(0, 10_000),
+)
+def test_a_batch_is_its_rows(objective, inputs_read, sizes, number):
+    """Each made alone, whatever the others hold; of less than two tokens nothing is made."""
+    one = config(objective, inputs_read)
+    rows = np.zeros((len(sizes), raw_length(one)), np.int32)
+    for row, size in zip(rows, sizes, strict=True):
+        row[:size] = text(40, number + size)[:size]
+    make = make_objective(one, Pieces())
+    together = make(rows, range(number, number + len(sizes)))
+    alone = [make(rows[i : i + 1], [number + i]) for i in range(len(sizes))]
+    for name, value in together._asdict().items():
+        if value is not None:
+            np.testing.assert_array_equal(value, np.concatenate([getattr(batch, name) for batch in alone]))
+    np.testing.assert_array_equal(together.targets.any(axis=1), np.array(sizes) > 1)
 
 
 def test_ul2_draws_its_denoisers_alike():

@@ -99,7 +99,7 @@ def test_lengths_of_t5():
 @given(st.integers(2, 600), st.integers(0, 1000))
 def test_noise_mask(length, seed):
     """15% in spans of 3 on average, text first and noise last."""
-    noise = noise_mask(length, np.random.default_rng(seed))
+    noise = noise_mask([length], [T5_NOISE], [np.random.default_rng(seed)])
     assert noise.shape == (length,)
     dropped = min(max(round(0.15 * length), 1), length - 1)
     assert np.count_nonzero(noise) == dropped

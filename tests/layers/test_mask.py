@@ -14,16 +14,20 @@ def test_causal_by_hand():
     assert mask.tolist() == [[[True, False, False, True, False], [True, False, True, True, False]]]
 
 
+# Of every row: another length would be compiled anew.
+LENGTH = 12
+
+
 @st.composite
 def rows(draw):
-    """Documents one behind the other, then padding; each may begin with a prefix."""
+    """Documents one behind the other, then padding, if there is room; each may begin with a prefix."""
     segments, prefix = [], []
     for number, length in enumerate(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)), start=1):
         segments += [number] * length
         split = draw(st.integers(0, length))
         prefix += [True] * split + [False] * (length - split)
-    padding = draw(st.integers(0, 3))
-    return segments + [0] * padding, prefix + [False] * padding
+    padding = [0] * (LENGTH - len(segments))
+    return (segments + padding)[:LENGTH], (prefix + [False] * len(padding))[:LENGTH]
 
 
 @given(rows(), st.booleans(), st.booleans(), st.integers(0, 5))

@@ -82,14 +82,41 @@ class Ids(NamedTuple):
     first_mode: int
 
 
+class Texts(NamedTuple):
+    """Rows of at least 2 tokens, without their padding, one behind the other."""
+
+    rows: np.ndarray
+    """Which rows of the batch."""
+    lengths: np.ndarray
+    tokens: np.ndarray
+
+
+class Denoised(NamedTuple):
+    """What becomes of some texts: inputs and targets without ends, each kind one text's behind another's."""
+
+    inputs: np.ndarray
+    inputs_lengths: np.ndarray
+    targets: np.ndarray
+    targets_lengths: np.ndarray
+    modes: np.ndarray
+    """The mode token of each text; none, [0], where denoisers have no modes."""
+
+
 def denoised(
-    text: np.ndarray, denoisers: Sequence[Denoiser], ids: Ids, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, each closed by the end, that one of the denoisers makes of a text of at least 2 tokens."""
-    chosen = denoisers[int(generator.integers(len(denoisers)))] if len(denoisers) > 1 else denoisers[0]
-    inputs, targets = corrupt(text, noise_mask(len(text), generator, chosen.noise), ids.first_sentinel)
-    mode = [] if chosen.mode is None else [ids.first_mode + chosen.mode]
-    return np.concatenate([mode, inputs, [ids.end]]), np.append(targets, ids.end)
+    texts: Texts, denoisers: Sequence[Denoiser], ids: Ids, generators: Sequence[np.random.Generator]
+) -> Denoised:
+    """What one of the denoisers, drawn for each, makes of texts, each with the generator of its row."""
+    drawing, lengths = [generators[row] for row in texts.rows], texts.lengths.tolist()
+    if len(denoisers) > 1:
+        chosen = [denoisers[int(generator.integers(len(denoisers)))] for generator in drawing]
+    else:
+        chosen = [denoisers[0]] * len(drawing)
+    noises = [denoiser.noise for denoiser in chosen]
+    inputs, targets = corrupt(texts.tokens, noise_mask(lengths, noises, drawing), lengths, ids.first_sentinel)
+    # Without the ends that these count.
+    sizes = np.array([noise.lengths(length) for noise, length in zip(noises, lengths, strict=True)]) - 1
+    modes = np.array([ids.first_mode + each.mode for each in chosen if each.mode is not None], np.int32)
+    return Denoised(inputs, sizes[:, 0], targets, sizes[:, 1], modes)
 
 
 def denoise_two_towers(
@@ -101,12 +128,11 @@ def denoise_two_towers(
 ) -> Batch:
     """Inputs [B, lengths[0]] for an encoder, targets [B, lengths[1]] for a decoder."""
     inputs, targets = (np.zeros((len(rows), length), np.int32) for length in lengths)
-    for row, generator in enumerate(generators):
-        text = _text(rows[row])
-        if len(text) > 1:
-            kept, asked = denoised(text, denoisers, ids, generator)
-            inputs[row, : len(kept)] = kept
-            targets[row, : len(asked)] = asked
+    texts = _texts(rows)
+    if len(texts.rows):
+        made = denoised(texts, denoisers, ids, generators)
+        _place_inputs(inputs, texts.rows, made, ids.end)
+        _place(targets, texts.rows, 0, made.targets, made.targets_lengths, ids.end)
     return two_towers(inputs, targets, (inputs != 0).astype(np.int32), (targets != 0).astype(np.int32))
 
 
@@ -121,15 +147,37 @@ def denoise_one_tower(
     """Inputs and targets one behind the other, [B, length], for a decoder."""
     laid = np.zeros((len(rows), length), np.int32)
     asked = np.zeros((len(rows), length), bool)
-    for row, generator in enumerate(generators):
-        text = _text(rows[row])
-        if len(text) > 1:
-            inputs, targets = denoised(text, denoisers, ids, generator)
-            stop = len(inputs) + len(targets)
-            laid[row, :stop] = np.concatenate([inputs, targets])
-            asked[row, len(inputs) : stop] = True
+    texts = _texts(rows)
+    if len(texts.rows):
+        made = denoised(texts, denoisers, ids, generators)
+        begins = _place_inputs(laid, texts.rows, made, ids.end)
+        _place(laid, texts.rows, begins, made.targets, made.targets_lengths, ids.end)
+        columns = np.arange(length)
+        asked[texts.rows] = (columns >= begins[:, None]) & (columns <= (begins + made.targets_lengths)[:, None])
     return one_tower(laid, (laid != 0).astype(np.int32), asked, both_ways)
 
 
-def _text(row: np.ndarray) -> np.ndarray:
-    return row[: np.count_nonzero(row)]
+def _texts(rows: np.ndarray) -> Texts:
+    held = np.count_nonzero(rows, axis=1)
+    (which,) = np.nonzero(held > 1)
+    lengths = held[which]
+    return Texts(which, lengths, rows[which][np.arange(rows.shape[1]) < lengths[:, None]])
+
+
+def _place_inputs(into: np.ndarray, rows: np.ndarray, made: Denoised, end: int) -> np.ndarray:
+    """Mode, inputs and end at the beginnings of `rows`. Returns where what comes behind them begins."""
+    modes = int(len(made.modes) > 0)
+    if modes:
+        into[rows, 0] = made.modes
+    _place(into, rows, modes, made.inputs, made.inputs_lengths, end)
+    return modes + made.inputs_lengths + 1
+
+
+def _place(
+    into: np.ndarray, rows: np.ndarray, start: int | np.ndarray, tokens: np.ndarray, lengths: np.ndarray, end: int
+) -> None:
+    """Texts of `lengths`, one behind the other in `tokens`, and an end each, into `rows` from columns `start` on."""
+    before = np.cumsum(lengths) - lengths
+    columns = np.arange(len(tokens)) + np.repeat(start - before, lengths)
+    into[np.repeat(rows, lengths), columns] = tokens
+    into[rows, start + lengths] = end
