@@ -32,6 +32,18 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regex", default="", help="a regular expression that the whole continuation matches")
     parser.add_argument("--json-schema", metavar="FILE", help="of the JSON value that is to be written")
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="write N, show the likeliest")
+    parser.add_argument("--beams", type=int, metavar="N", help="beam search with N hypotheses")
+    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="A", help="of beams (default %(default)s)")
+    parser.add_argument(
+        "--penalty-form", choices=("length", "gnmt"), default="length", help="length^A, ((5+length)/6)^A"
+    )
+    parser.add_argument("--beam-groups", type=int, default=1, metavar="G", help="that search apart from each other")
+    parser.add_argument("--diversity", type=float, default=0.0, metavar="D", help="off what an earlier group took")
+    parser.add_argument("--early-stopping", action="store_true", help="end beams with the first N that end")
+    parser.add_argument("--num-return", type=int, default=1, metavar="N", help="hypotheses shown (default %(default)s)")
+    parser.add_argument(
+        "--contrastive", type=float, metavar="A", help="contrastive search among --top-k, 4 if not told"
+    )
     parser.add_argument("--draft", metavar="RUN", help="a small run that writes ahead; needs the same vocabulary")
     parser.add_argument("--ahead", type=int, default=4, metavar="N", help="by so many tokens (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

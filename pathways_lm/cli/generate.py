@@ -11,7 +11,9 @@ from pathways_lm.cli.chat import Chat, talk
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.flags import SAMPLING
 from pathways_lm.cli.progress import progress
+from pathways_lm.decode.beam import Beams
 from pathways_lm.decode.constrained import Grammar
+from pathways_lm.decode.contrastive import Contrastive
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError, DataError
 from pathways_lm.language_model import LanguageModel, load
@@ -26,6 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
     if bool(arguments.file or arguments.task) != bool(arguments.out):
         raise ConfigError("--file or --task goes with --out: prompts and where their answers go")
     sampler = Sampler(**{name: getattr(arguments, name) for name in SAMPLING})
+    search = _searching(arguments)
     schema = _read(arguments.json_schema) if arguments.json_schema else ""
     prompts = read_prompts(arguments.file, arguments.key) if arguments.file else arguments.prompt
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
@@ -40,6 +43,9 @@ def main(arguments: argparse.Namespace) -> int:
         prompts = inputs_of(arguments.task, model.experiment.data, model.vocabulary, arguments.split)
     if arguments.out:
         _answer(model, prompts, sampler, grammar, arguments)
+        return 0
+    if search is not None:
+        _search(model, prompts, search, arguments)
         return 0
     if arguments.draft:
         _speculate(model, prompts, sampler, arguments)
@@ -99,10 +105,43 @@ def _answer(
     print(f"{len(answers.done)} answers in {arguments.out}")
 
 
+def _searching(arguments: argparse.Namespace) -> Beams | Contrastive | None:
+    """What is searched with, in place of drawing. Raises ConfigError for flags that do not go together."""
+    searches = [flag for flag in ("beams", "contrastive", "draft") if getattr(arguments, flag) is not None]
+    if len(searches) > 1:
+        raise ConfigError(f"--{searches[0]} and --{searches[1]} are two ways to write; give one of them")
+    for flag in ("chat", "out", "stop", "regex", "json_schema", "truncate"):
+        if searches and getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} is not for --{searches[0]}")
+    if arguments.beams is not None:
+        return Beams(
+            num_beams=arguments.beams,
+            length_penalty=arguments.length_penalty,
+            form=arguments.penalty_form,
+            groups=arguments.beam_groups,
+            diversity=arguments.diversity,
+            early_stopping=arguments.early_stopping,
+            num_return=arguments.num_return,
+        )
+    if arguments.contrastive is not None:
+        return Contrastive(alpha=arguments.contrastive, top_k=arguments.top_k or 4)
+    return None
+
+
+def _search(
+    model: LanguageModel, prompts: list[str], search: Beams | Contrastive, arguments: argparse.Namespace
+) -> None:
+    if isinstance(search, Beams):
+        found = model.beam(prompts, search, arguments.num_tokens)
+    else:
+        found = [[one] for one in model.contrastive(prompts, search, arguments.num_tokens)]
+    for prompt, hypotheses in zip(prompts, found, strict=True):
+        for one in hypotheses:
+            print(prompt + one.text)
+            print("-" * 80 if one.score is None else f"{'-' * 70} {one.score:.4f}")
+
+
 def _speculate(model: LanguageModel, prompts: list[str], sampler: Sampler, arguments: argparse.Namespace) -> None:
-    for flag in ("stop", "regex", "json_schema"):
-        if getattr(arguments, flag):
-            raise ConfigError(f"--{flag.replace('_', '-')} is not for --draft")
     draft = load(arguments.draft, arguments.overrides)
     written, a_step = model.ahead_of(draft, prompts, sampler, arguments.num_tokens, arguments.seed, arguments.ahead)
     for prompt, one in zip(prompts, written, strict=True):

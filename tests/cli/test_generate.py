@@ -15,6 +15,8 @@ from pathways_lm.cli.chat import Chat
 from pathways_lm.cli.flags import SAMPLING
 from pathways_lm.data import sources
 from pathways_lm.data.examples import VALIDATION
+from pathways_lm.decode.beam import Beams
+from pathways_lm.decode.contrastive import Contrastive
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import DataError
 from pathways_lm.language_model import load
@@ -197,6 +199,20 @@ def test_a_regular_expression(model):
     pytest.importorskip("llguidance")
     (found,) = model.generate(["x = "], Sampler(), 20, grammar=model.grammar(regex="[0-9]{3}é?;"))
     assert found.why == "end" and found.text[:3].isdigit() and found.text[3:] in (";", "é;")
+
+
+def test_searches(undisturbed, micro, model, capfd):
+    """The best hypotheses with their scores, as from Python; one contrastive text."""
+    flags = ["generate", str(undisturbed), "--prompt", "The ", "--num-tokens", "4"]
+    assert micro.main(*flags, "--beams", "3", "--length-penalty", "0.6", "--num-return", "2") == 0
+    shown = capfd.readouterr().out
+    ((best, second),) = model.beam(["The "], Beams(num_beams=3, length_penalty=0.6, num_return=2), 4)
+    rule = "-" * 70
+    assert shown == f"The {best.text}\n{rule} {best.score:.4f}\nThe {second.text}\n{rule} {second.score:.4f}\n"
+    assert best.score >= second.score
+    assert micro.main(*flags, "--contrastive", "0.6") == 0
+    (one,) = model.contrastive(["The "], Contrastive(alpha=0.6, top_k=4), 4)
+    assert capfd.readouterr().out == f"The {one.text}\n{'-' * 80}\n"
 
 
 def test_its_own_draft(model):
