@@ -19,6 +19,8 @@ class Weights(NamedTuple):
     """All, or all but the decoder's stack."""
     layers: list[Params] | None
     """Of each of the decoder's layers, or each repeat of a pattern."""
+    turned_DV: Array | None = None
+    """The table of a tied head, which CPUs read faster so for a single token."""
 
 
 class Forward:
@@ -38,13 +40,19 @@ class Forward:
             lambda stack: [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(_depth(stack))]
         )
 
+        self._turn = jax.jit(jnp.transpose, out_shardings=model.rules(None, "vocab"))
+
     def weights(self, params: Params) -> Weights:
         """Parameters, taken apart where layers are listed."""
         if not self.listed:
             return Weights(params, None)
         tower = params["decoder"]
         others = {name: value for name, value in tower.items() if name != "blocks"}
-        return Weights({**params, "decoder": others}, self._split(tower["blocks"]["layers"]))
+        layers = self._split(tower["blocks"]["layers"])
+        turned_DV = None
+        if self.model.config.tied_head and self.model.rules.mesh.size == 1:
+            turned_DV = self._turn(params["embedding"]["table"])
+        return Weights({**params, "decoder": others}, layers, turned_DV)
 
     def begin(self, weights: Weights, tokens_BL: Array, positions_BL: Array, nothing: Cache, both_ways: bool) -> Cache:
         """The cache of a prompt that is read at once: its slots are the prompt's columns. `nothing` has no slots."""
@@ -79,7 +87,9 @@ class Forward:
 
     def logits(self, weights: Weights, x_BLD: Array) -> Array:
         """[B, L, V], cut along the vocabulary."""
-        return self._bind(weights).logits(x_BLD)
+        # One row by a kernel is read as memory has it only if its inputs are the outer dimension; several by either.
+        turned_DV = weights.turned_DV if x_BLD.shape[:2] == (1, 1) else None
+        return self._bind(weights).logits(x_BLD, turned_DV=turned_DV)
 
     def _kept(self, told: Any, name: str) -> Any:
         """Keys and values that the layers tell, as caches keep them."""

@@ -28,8 +28,10 @@ class Embedding(nnx.Module):
         x_BLD = table_VD.at[tokens_BL].get(out_sharding=self.rules("batch", "length", None))
         return reshard(x_BLD, self.rules("batch", "residual_length", "residual"))
 
-    def decode(self, x_BLD: Array) -> Array:
-        """Logits [B, L, V], cut along the vocabulary, by the table itself."""
+    def decode(self, x_BLD: Array, turned_DV: Array | None = None) -> Array:
+        """Logits [B, L, V], cut along the vocabulary, by the table itself or a copy that lies the other way."""
+        if turned_DV is not None:
+            return _logits(x_BLD, turned_DV, "dv", self.config, self.rules)
         return _logits(x_BLD, self.table[...], "vd", self.config, self.rules)
 
 

@@ -123,10 +123,10 @@ class Transformer(nnx.Module):
         """Logits of the token after each of `batch.tokens`."""
         return self.through(batch, key, show)[0]
 
-    def logits(self, x_BLD: Array, key: Array | None = None) -> Array:
-        """[B, L, V], cut along the vocabulary."""
+    def logits(self, x_BLD: Array, key: Array | None = None, turned_DV: Array | None = None) -> Array:
+        """[B, L, V], cut along the vocabulary. A tied head may be given its table turned."""
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)
-        return self.embedding.decode(x_BLD) if self.config.tied_head else self.head(x_BLD)
+        return self.embedding.decode(x_BLD, turned_DV) if self.config.tied_head else self.head(x_BLD)
 
     def extend(
         self,
