@@ -21,6 +21,7 @@ from pathways_lm.decode.generate import Generator, Stopped, Written
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.decode.speculative import Pair, Speculator
 from pathways_lm.errors import CheckpointError, ConfigError, DataError
+from pathways_lm.evaluate.records import encodable
 from pathways_lm.evaluate.scoring import Scored, Scorer, Window, rolling
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model, Params
@@ -161,7 +162,7 @@ class LanguageModel:
 
     def _read(self, prompt: str, number: int, truncate: bool) -> list[int]:
         """Ids of a prompt that can be continued."""
-        ids = self.vocabulary.encode(prompt)
+        ids = self.vocabulary.encode(encodable(prompt, f"prompt {number + 1}"))
         if not ids:
             raise ConfigError(f"prompt {number + 1} is empty: give it at least one character")
         if truncate:

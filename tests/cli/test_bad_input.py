@@ -187,6 +187,7 @@ def test_sample_prompt_longer_than_the_context(micro, refused, tmp_path):
         (["--prompt", "a", "--prompt", "word " * 40], ["prompt of", "at most 30"]),
         (["--prompt", ""], ["prompt 1 is empty"]),
         (["--prompt", "a", "--prompt", ""], ["prompt 2 is empty"]),
+        (["--prompt", "a\udcff"], ["prompt 1 holds half of a surrogate pair"]),
         (["--prompt", "a", "--stop", ""], ["a stop string is empty"]),
         (["--prompt", "a", "--regex", "(a"], ["regular expression '(a'", "unclosed group"]),
         (["--prompt", "a", "--json-schema", "/nowhere.json"], ["/nowhere.json", "cannot be read"]),
