@@ -196,7 +196,6 @@ def test_best_of(model):
 
 
 def test_a_regular_expression(model):
-    pytest.importorskip("llguidance")
     (found,) = model.generate(["x = "], Sampler(), 20, grammar=model.grammar(regex="[0-9]{3}é?;"))
     assert found.why == "end" and found.text[:3].isdigit() and found.text[3:] in (";", "é;")
 

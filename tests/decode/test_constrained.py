@@ -12,8 +12,6 @@ from pathways_lm.decode.generate import Generator
 from pathways_lm.decode.sampling import Sampler
 from pathways_lm.errors import ConfigError
 
-pytest.importorskip("llguidance")
-
 # Padding, the end, unknown; the bytes; two pieces of several characters.
 TEXTS = [b"", b"", b"", *(bytes([byte]) for byte in range(256)), b"ab", b'"name"']
 PIECES = Pieces(TEXTS, 1, lambda text: [3 + byte for byte in text])
