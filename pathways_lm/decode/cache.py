@@ -20,7 +20,8 @@ class Cache(NamedTuple):
     """
 
     layers: Any
-    """Keys and values: [layers, B, S, K, H] each, or a list of each layer's [B, S, K, H]."""
+    """Keys and values: [layers, B, K, S, H] each, or a list of each layer's [B, K, S, H]: what a head's product with
+    its queries reads lies together."""
     positions_BS: Array
     """int32: where the token of a slot stands; -1 is an empty slot."""
     used: Array
@@ -45,17 +46,17 @@ class Caches(NamedTuple):
     def placed(self) -> NamedSharding:
         """Where keys and values lie, of one layer where they are listed."""
         stack = () if self.listed else (None,)
-        return self.rules(*stack, "batch", None, kv_heads(self.config, self.rules), None)
+        return self.rules(*stack, "batch", kv_heads(self.config, self.rules), None, None)
 
     def pairs(self, batch: int, slots: int) -> Any:
         """Keys and values of nothing."""
         config = self.config
         stack = () if self.listed else (config.num_layers,)
-        shape = (*stack, batch, slots, config.num_kv_heads, config.head_dim)
+        shape = (*stack, batch, config.num_kv_heads, slots, config.head_dim)
 
         def nothing() -> Any:
             # From JAX 0.12 on, constants have no sharding before they are put somewhere.
-            return self.kept(reshard(jnp.zeros(shape, jnp.float32), self.placed))
+            return self._stored(reshard(jnp.zeros(shape, jnp.float32), self.placed))
 
         def pair() -> tuple[Any, Any]:
             return nothing(), nothing()
@@ -63,8 +64,11 @@ class Caches(NamedTuple):
         return [pair() for _ in range(config.num_layers)] if self.listed else pair()
 
     def kept(self, fresh: Array) -> Any:
-        """Keys or values as a cache keeps them."""
-        return coded(fresh) if self.dtype == jnp.int8 else fresh.astype(self.dtype)
+        """Keys or values [..., B, S, K, H] as a cache keeps them."""
+        return self._stored(jnp.swapaxes(fresh, -2, -3))
+
+    def _stored(self, laid: Array) -> Any:
+        return coded(laid) if self.dtype == jnp.int8 else laid.astype(self.dtype)
 
     def empty(self, batch: int, slots: int, read: int = 0) -> Cache:
         """A cache without tokens, with room for `read` tokens of an encoder."""
@@ -109,11 +113,13 @@ class Caches(NamedTuple):
         def move(old: Array, new: Array) -> Array:
             if not width:
                 return old
-            moved = new.at[*stack, source_B[:, None], index_BS].get(out_sharding=self.placed)
-            return jnp.where(reshard(has_BS, self.rules("batch", None))[..., None, None], moved, old)
+            heads_1K1 = jnp.arange(new.shape[-3])[None, :, None]
+            at = (*stack, source_B[:, None, None], heads_1K1, index_BS[:, None])
+            moved = new.at[at].get(out_sharding=self.placed)
+            return jnp.where(reshard(has_BS, self.rules("batch", None))[:, None, :, None], moved, old)
 
         def copy(old: Array, new: Array) -> Array:
-            grown = jnp.pad(new, [(0, 0)] * (new.ndim - 3) + [(0, old.shape[-3] - new.shape[-3]), (0, 0), (0, 0)])
+            grown = jnp.pad(new, [(0, 0)] * (new.ndim - 2) + [(0, old.shape[-2] - new.shape[-2]), (0, 0)])
             moved = grown.at[*stack, source_B].get(out_sharding=self.placed)
             return jnp.where(reshard(taken_B1, self.rules("batch", None))[..., None, None], moved, old)
 
@@ -132,7 +138,7 @@ class Caches(NamedTuple):
     def follow(self, cache: Cache, source_B: Array, start: Array | int, length: int) -> Cache:
         """Gives every row what row `source_B` has in `length` slots from `start` on. The other slots, positions and
         what an encoder read are left: rows that follow each other have them in common."""
-        axis = 1 if self.listed else 2
+        axis = 2 if self.listed else 3
         stack = () if self.listed else (slice(None),)
 
         def move(leaf: Array) -> Array:
@@ -143,19 +149,19 @@ class Caches(NamedTuple):
         return cache._replace(layers=jax.tree.map(move, cache.layers))
 
 
+def put(cache: Cache, old: Array, new: Array, axis: int) -> Array:
+    """An array of the cache with what is new in the next slots, which lie along `axis`."""
+    length, slots = new.shape[axis], cache.positions_BS.shape[1]
+    start = jnp.mod(cache.used, slots)
+    if length == 1:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=axis)
+    where = (slice(None),) * axis + (jnp.mod(start + jnp.arange(length), slots),)
+    return old.at[where].set(new)
+
+
 def write(cache: Cache, fresh: Any, positions_BL: Array) -> Cache:
     """Puts the keys and values of `L` new tokens, as the cache keeps them, into the next slots."""
-    length, slots = positions_BL.shape[1], cache.positions_BS.shape[1]
-    start = jnp.mod(cache.used, slots)
-
-    def put(old: Array, new: Array, axis: int) -> Array:
-        if length == 1:
-            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=axis)
-        where = (slice(None),) * axis + (jnp.mod(start + jnp.arange(length), slots),)
-        return old.at[where].set(new)
-
-    axis = 1 if isinstance(fresh, list) else 2
-    layers = jax.tree.map(lambda old, new: put(old, new, axis), cache.layers, fresh)
-    return cache._replace(
-        layers=layers, positions_BS=put(cache.positions_BS, positions_BL, 1), used=cache.used + length
-    )
+    axis = 2 if isinstance(fresh, list) else 3
+    layers = jax.tree.map(lambda old, new: put(cache, old, new, axis), cache.layers, fresh)
+    positions_BS = put(cache, cache.positions_BS, positions_BL, 1)
+    return cache._replace(layers=layers, positions_BS=positions_BS, used=cache.used + positions_BL.shape[1])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pathways_lm.decode.cache import Cache, Caches, write
+from pathways_lm.decode.cache import Cache, Caches, put, write
 from pathways_lm.layers.mask import Places
 from pathways_lm.models.model import Model, Params
 from pathways_lm.models.tower import Layers
@@ -58,7 +58,7 @@ class Forward:
         """The cache of a prompt that is read at once: its slots are the prompt's columns. `nothing` has no slots."""
         layers = Layers(nothing.layers, None, weights.layers)
         told: Any
-        _, told = self._bind(weights).extend(tokens_BL, positions_BL, nothing.positions_BS, layers, both_ways=both_ways)
+        _, told = self._bind(weights).extend(tokens_BL, positions_BL, positions_BL, layers, both_ways=both_ways)
         kept = self._kept(told, "fresh")
         return nothing._replace(layers=kept, positions_BS=positions_BL, used=nothing.used + positions_BL.shape[1])
 
@@ -69,10 +69,19 @@ class Forward:
         shape = self._bind(weights)
         memory = None if cache.read_BS is None else (None, Places(cache.read_BS))
         layers = Layers(cache.layers, cache.remembered, weights.layers)
-        x_BLD, told = shape.extend(tokens_BL, positions_BL, cache.positions_BS, layers, memory, both_ways)
-        # Slots are written when all layers have read them: otherwise XLA would copy the cache to be safe.
-        kept, x_BLD = jax.lax.optimization_barrier((self._kept(told, "fresh"), x_BLD))
-        return x_BLD, write(cache, kept, positions_BL)
+        if self.listed and tokens_BL.shape[1] == 1:
+            # Stored first: a cache that was read and then changed XLA would copy to be safe, layer for layer.
+            def store(cached: Any, fresh: Any) -> Any:
+                kept = jax.tree.map(self.caches.kept, fresh)
+                return jax.tree.map(lambda old, new: put(cache, old, new, 2), cached, kept)
+
+            at_BS = put(cache, cache.positions_BS, positions_BL, 1)
+            x_BLD, told = shape.extend(tokens_BL, positions_BL, at_BS, layers._replace(store=store), memory, both_ways)
+            stored = [out.fresh for out in told]
+            return x_BLD, cache._replace(layers=stored, positions_BS=at_BS, used=cache.used + 1)
+        at_BS = jnp.concatenate([cache.positions_BS, positions_BL], axis=1)
+        x_BLD, told = shape.extend(tokens_BL, positions_BL, at_BS, layers, memory, both_ways)
+        return x_BLD, write(cache, self._kept(told, "fresh"), positions_BL)
 
     def read(self, weights: Weights, tokens_BS: Array, positions_BS: Array, cache: Cache) -> Cache:
         """The cache with keys and values of what an encoder reads. Position -1 is padding."""
@@ -82,7 +91,9 @@ class Forward:
         one = jnp.zeros_like(positions_BS[:, :1])
         layers = Layers(cache.layers, None, weights.layers)
         told: Any
-        _, told = shape.extend(one, one, cache.positions_BS, layers, (memory_BSD, places))
+        _, told = shape.extend(
+            one, one, jnp.concatenate([cache.positions_BS, one], axis=1), layers, (memory_BSD, places)
+        )
         return cache._replace(remembered=self._kept(told, "remembered"), read_BS=places.positions_BL)
 
     def logits(self, weights: Weights, x_BLD: Array) -> Array:

@@ -86,6 +86,8 @@ class Generator:
         options = compiler_options(rules.mesh)
         self._jit = partial(jax.jit, compiler_options=options)
         placed = self.caches.shardings(form.encoder)
+        sizes = ("batch", "slots", "read")
+        self._empty = self._jit(self.caches.empty, out_shardings=placed, static_argnames=sizes)
         self._prefill = self._jit(self.program.read, out_shardings=placed, static_argnames=("slots", "reads"))
         # JAX 0.12 forgets where arrays lie on a mesh of one device when they leave a compiled function, unless told.
         whole: Any = rules()
@@ -249,8 +251,7 @@ class Generator:
             longest = _rounded(max(total, default=1), LENGTH_STEP)
             tokens = jax.device_put(np.zeros((rows, longest), np.int32), self.model.rules(None, None))
             history = History(tokens, zeros(), zeros())
-        placed = self.caches.shardings(encoder)
-        cache = self._jit(partial(self.caches.empty, rows, slots, reads), out_shardings=placed)()
+        cache = self._empty(batch=rows, slots=slots, read=reads)
         return State(cache, zeros(), zeros(), zeros(), zeros(), history), rows
 
     def fill(

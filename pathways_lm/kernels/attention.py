@@ -1,7 +1,5 @@
 """Attention with any number of key and value heads."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,21 +9,23 @@ from pathways_lm.sharding import Rules
 
 def attention_weights(
     q_BTNH: Array,
-    keys: Sequence[Array],
+    k_BSKH: Array | None,
     mask_BTS: Array,
     bias_BTSN: Array | None,
     rules: Rules,
     scaled: bool = True,
+    cached_BKSH: Array | None = None,
 ) -> Array:
     """softmax(q k^T / sqrt(H) + bias) over the keys a query may see.
 
     Args:
       q_BTNH: queries, `N` heads of size `H` at `T` positions, cut along heads.
-      keys: of `S` positions in one or more parts [B, S', K, H], whole along them; each of the `K` heads serves N / K
-        neighbouring query heads. Parts are not put together first: cached keys are many, and stay where they are.
+      k_BSKH: keys of `S` positions, whole along them; each of the `K` heads serves N / K neighbouring query heads.
       mask_BTS: true where a query may look; `B` may be 1 for one mask for all.
       bias_BTSN: added to the scores; `B` may be 1.
       scaled: divide by sqrt(H).
+      cached_BKSH: keys of positions before those of `k_BSKH`, or in place of them, as a cache lays them: what a head's
+        product reads lies together. They are many, and not put together with the others first.
 
     Returns:
       fp32 [B, K', T, N / K', S], cut along its second dimension and as the queries along T. K' is K, or the number of
@@ -34,16 +34,20 @@ def attention_weights(
     Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
     arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
-    keys = [spread(part, None, rules) for part in keys]
-    K = keys[0].shape[2]
+    parts = []
+    if cached_BKSH is not None:
+        parts.append(("bksh", spread_cached(cached_BKSH, rules)))
+    if k_BSKH is not None:
+        parts.append(("bskh", spread(k_BSKH, None, rules)))
+    K = parts[0][1].shape[parts[0][0].index("k")]
     heads = _heads(K)
     cut = rules("batch", heads, "length", None, None)
     q_BTKGH = _grouped(q_BTNH, K, rules)
     if scaled:
         q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
     scores = [
-        jnp.einsum("btkgh,bskh->bktgs", q_BTKGH, k_BSKH, out_sharding=cut, preferred_element_type=jnp.float32)
-        for k_BSKH in keys
+        jnp.einsum(f"btkgh,{dims}->bktgs", q_BTKGH, keys, out_sharding=cut, preferred_element_type=jnp.float32)
+        for dims, keys in parts
     ]
     scores_BKTGS = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     if bias_BTSN is not None:
@@ -55,15 +59,24 @@ def attention_weights(
     return jax.nn.softmax(scores_BKTGS, axis=-1)
 
 
-def weighted_values(weights_BKTGS: Array, values: Sequence[Array], rules: Rules) -> Array:
-    """The values, in parts as the keys, summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
-    values = [spread(part, None, rules) for part in values]
-    cut = rules("batch", "length", _heads(values[0].shape[2]), None, None)
+def weighted_values(
+    weights_BKTGS: Array, v_BSKH: Array | None, rules: Rules, cached_BKSH: Array | None = None
+) -> Array:
+    """The values, given as the keys, summed by the weights of `attention_weights`: [B, T, N, H], cut along heads."""
     sums, start = [], 0
-    for v_BSKH in values:
-        part_BKTGS = weights_BKTGS[..., start : start + v_BSKH.shape[1]].astype(v_BSKH.dtype)
-        sums.append(jnp.einsum("bktgs,bskh->btkgh", part_BKTGS, v_BSKH, out_sharding=cut))
-        start += v_BSKH.shape[1]
+
+    def add(dims: str, values: Array) -> None:
+        nonlocal start
+        cut = rules("batch", "length", _heads(values.shape[dims.index("k")]), None, None)
+        stop = start + values.shape[dims.index("s")]
+        part_BKTGS = weights_BKTGS[..., start:stop].astype(values.dtype)
+        sums.append(jnp.einsum(f"bktgs,{dims}->btkgh", part_BKTGS, values, out_sharding=cut))
+        start = stop
+
+    if cached_BKSH is not None:
+        add("bksh", spread_cached(cached_BKSH, rules))
+    if v_BSKH is not None:
+        add("bskh", spread(v_BSKH, None, rules))
     y_BTKGH = sum(sums[1:], start=sums[0])
     B, T, K, G, H = y_BTKGH.shape
     return jnp.reshape(y_BTKGH, (B, T, K * G, H), out_sharding=rules("batch", "length", "heads", None))
@@ -92,3 +105,14 @@ def spread(kv_BSKH: Array, length: str | None, rules: Rules) -> Array:
         return jax.sharding.reshard(kv_BSKH, cut)
     copies = jnp.broadcast_to(kv_BSKH[:, :, :, None, :], (B, S, K, parts // K, H))
     return jax.sharding.reshard(jnp.reshape(copies, (B, S, parts, H)), cut)
+
+
+def spread_cached(kv_BKSH: Array, rules: Rules) -> Array:
+    """The same of what a cache keeps, whole along its slots."""
+    B, K, S, H = kv_BKSH.shape
+    parts = rules.parts("heads")
+    cut = rules("batch", _heads(max(K, parts)), None, None)
+    if K % parts == 0:
+        return jax.sharding.reshard(kv_BKSH, cut)
+    copies = jnp.broadcast_to(kv_BKSH[:, :, None], (B, K, parts // K, S, H))
+    return jax.sharding.reshard(jnp.reshape(copies, (B, parts, S, H)), cut)

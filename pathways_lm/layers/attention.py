@@ -21,35 +21,40 @@ from pathways_lm.layers.ring import ring_attention
 from pathways_lm.layers.tiles import Ring
 from pathways_lm.sharding import Rules
 
-KeyValue = tuple[Array, Array]
+KeyValue = tuple[Any, Any]
+"""Keys and values: arrays [B, S, K, H], and in a cache [B, K, S, H], arrays or `Codes`."""
 
 
 class Codes(NamedTuple):
     """Keys or values of a cache in eight bits."""
 
-    codes_BSKH: Array
+    codes_BKSH: Array
     """int8"""
-    unit_BSK1: Array
+    unit_BKS1: Array
     """fp32: what a code of 1 stands for, of each position and head."""
 
 
-def coded(x_BSKH: Array) -> Codes:
+def coded(x_BKSH: Array) -> Codes:
     """Each position's and head's numbers, rounded to 127 steps up to the largest of them."""
-    x_BSKH = x_BSKH.astype(jnp.float32)
-    unit_BSK1 = jnp.max(jnp.abs(x_BSKH), axis=-1, keepdims=True) / 127
-    codes_BSKH = jnp.round(x_BSKH / jnp.where(unit_BSK1 > 0, unit_BSK1, 1))
-    return Codes(codes_BSKH.astype(jnp.int8), unit_BSK1)
+    x_BKSH = x_BKSH.astype(jnp.float32)
+    unit_BKS1 = jnp.max(jnp.abs(x_BKSH), axis=-1, keepdims=True) / 127
+    codes_BKSH = jnp.round(x_BKSH / jnp.where(unit_BKS1 > 0, unit_BKS1, 1))
+    return Codes(codes_BKSH.astype(jnp.int8), unit_BKS1)
 
 
 def decoded(kept: Array | Codes, dtype: jnp.dtype) -> Array:
     """What a cache keeps, as it is computed with."""
     if isinstance(kept, Codes):
-        return (kept.codes_BSKH.astype(jnp.float32) * kept.unit_BSK1).astype(dtype)
+        return (kept.codes_BKSH.astype(jnp.float32) * kept.unit_BKS1).astype(dtype)
     return kept.astype(dtype)
 
 
-Parts = tuple[Array, ...]
-"""Keys or values [B, S, K, H] of neighbouring positions."""
+Parts = tuple[Array | None, Array | None]
+"""Keys or values of a cache [B, K, S, H], and those behind them [B, S, K, H]."""
+
+
+Store = Callable[[KeyValue | None, KeyValue | None], KeyValue]
+"""What a cache has of a layer, and the keys and values of tokens -> the cache with these in their slots."""
 
 
 class Sight(NamedTuple):
@@ -89,8 +94,9 @@ class Attended(NamedTuple):
 
     y_BLD: Array
     """The output, cut as the residual stream."""
-    fresh: KeyValue
-    """The given tokens' own keys and values, [B, T, K, H] each."""
+    fresh: KeyValue | None
+    """The given tokens' own keys and values, [B, T, K, H] each, or the cache they were stored in; None where a memory's
+    were given."""
     weights_BNTS: Array | None
     """The attention weights, where asked for."""
 
@@ -130,48 +136,56 @@ class Attention(nnx.Module):
         key: Array | None = None,
         show_weights: bool = False,
         remembered: KeyValue | None = None,
+        store: Store | None = None,
     ) -> Attended:
         """Attends to the memory if there is one, else to the cached positions, if any, and then to the given ones.
 
         Args:
           h_BTD: normalised input, whole along D.
           memory_BSD: an encoder's output, whole along D.
-          cached: keys and values [B, S - T, K, H].
+          cached: keys and values [B, K, S - T, H].
           key: for dropout of the weights.
           show_weights: also give the weights.
-          remembered: the memory's keys and values from before, in place of the memory.
+          remembered: the memory's keys and values [B, K, S, H] from before, in place of the memory.
+          store: puts the given tokens' keys and values among those cached, which are attended to then.
         """
         config, rules = self.config, self.rules
         source_BSD = h_BTD if memory_BSD is None else memory_BSD
         q_BTNH = self._project(h_BTD, "query", "heads")
+        k_BSKH = v_BSKH = None
         if remembered is None:
             k_BSKH = self._project(source_BSD, "key", self.kv_heads)
             v_BSKH = self._project(source_BSD, "value", self.kv_heads)
-        else:
-            k_BSKH, v_BSKH = (decoded(kept, q_BTNH.dtype) for kept in remembered)
         if sight.angles is not None:
+            assert k_BSKH is not None
             q_BTNH, k_BSKH = rotate(q_BTNH, sight.angles), rotate(k_BSKH, sight.angles)
-        keys: Parts = (k_BSKH,)
-        values: Parts = (v_BSKH,)
-        if cached is not None:
-            keys = (decoded(cached[0], k_BSKH.dtype), k_BSKH)
-            values = (decoded(cached[1], v_BSKH.dtype), v_BSKH)
+        fresh = None if remembered is not None else (k_BSKH, v_BSKH)
+        before = cached if remembered is None else remembered
+        if store is not None:
+            before = fresh = store(cached, fresh)
+            k_BSKH = v_BSKH = None
+        kept = (None, None) if before is None else tuple(decoded(each, q_BTNH.dtype) for each in before)
+        keys, values = (kept[0], k_BSKH), (kept[1], v_BSKH)
 
-        def whole(parts: Parts) -> list[Array]:
-            cut = rules("batch", None, self.kv_heads, None)
-            return [stand(reshard(part_BSKH, cut), rules) for part_BSKH in parts]
+        def whole(kv_BSKH: Array | None) -> Array | None:
+            if kv_BSKH is None:
+                return None
+            return stand(reshard(kv_BSKH, rules("batch", None, self.kv_heads, None)), rules)
 
         def weigh(q: Array, keys: Parts, sight: Sight) -> Array:
             assert sight.mask_BTS is not None
-            return attention_weights(q, whole(keys), sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
+            cached, fresh = keys[0], whole(keys[1])
+            mask, bias = sight.mask_BTS, sight.bias_BTSN
+            return attention_weights(q, fresh, mask, bias, rules, config.scaled_attention, cached)
 
         def attend(q: Array, keys: Parts, values: Parts, sight: Sight, key: Array | None) -> Array:
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
-            return weighted_values(weights_BKTGS, whole(values), rules)
+            return weighted_values(weights_BKTGS, whole(values[1]), rules, values[0])
 
         if sight.ring is not None:
             # The layer keeps nothing larger than its queries: there is nothing to gain from `remat`.
-            k_BSKH, v_BSKH = (spread(kv_BSKH, "length", rules) for kv_BSKH in (k_BSKH, v_BSKH))
+            assert k_BSKH is not None and v_BSKH is not None
+            fresh = k_BSKH, v_BSKH = spread(k_BSKH, "length", rules), spread(v_BSKH, "length", rules)
             table_RN, ring = sight.ring.table_RN, replace(sight.ring, table_RN=None)
             a_BTNH = ring_attention(q_BTNH, k_BSKH, v_BSKH, table_RN, ring, rules, config.scaled_attention)
         else:
@@ -179,12 +193,19 @@ class Attention(nnx.Module):
             a_BTNH = attend(q_BTNH, keys, values, sight, key)
         out_NHD = reshard(self.out[...], rules.used("heads", None, None))
         out = rules.partial("batch", "length", None, over="heads")
-        y_BTD = product("blnh,nhd->bld", a_BTNH, out_NHD, out, config.matmuls)
+        if store is None:
+            y_BTD = product("blnh,nhd->bld", a_BTNH, out_NHD, out, config.matmuls)
+        else:
+            # Of single tokens XLA would turn the kernel around to sum over heads last, at every step.
+            N, H, D = out_NHD.shape
+            out_ED = jnp.reshape(out_NHD, (N * H, D), out_sharding=rules.used("heads", None))
+            a_BTE = jnp.reshape(a_BTNH, (*a_BTNH.shape[:2], N * H), out_sharding=rules("batch", "length", "heads"))
+            y_BTD = product("ble,ed->bld", a_BTE, out_ED, out, config.matmuls)
         y_BTD = reshard(y_BTD, rules("batch", "residual_length", "residual"))
         if config.bias:
             y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
         weights = _by_head(weigh(q_BTNH, keys, sight), rules) if show_weights else None
-        return Attended(y_BTD, (k_BSKH, v_BSKH), weights)
+        return Attended(y_BTD, fresh, weights)
 
     def _project(self, x_BLD: Array, name: str, heads: str | None) -> Array:
         """[B, L, heads, H]"""

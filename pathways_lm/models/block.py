@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.layers.attention import Attention, KeyValue, Sight
+from pathways_lm.layers.attention import Attention, KeyValue, Sight, Store
 from pathways_lm.layers.dropout import dropout, site
 from pathways_lm.layers.mlp import MLP
 from pathways_lm.layers.moe.layer import MoE
@@ -32,6 +32,8 @@ class Scene(NamedTuple):
     memory_BSD: Array | None = None
     """An encoder's output, whole along D, for a decoder's blocks to look at."""
     memory_sight: Sight | None = None
+    store: Store | None = None
+    """Puts new keys and values into the cache, before it is attended to."""
     show: bool = False
     """Give the attention weights and each token's experts, too."""
 
@@ -40,9 +42,9 @@ class Own(NamedTuple):
     """What each block has for itself."""
 
     cached: KeyValue | None = None
-    """Keys and values [B, S, K, H] of the tokens before."""
+    """Keys and values [B, K, S, H] of the tokens before."""
     remembered: KeyValue | None = None
-    """Keys and values [B, S, K, H] of the encoder's output, from `Out.remembered`."""
+    """Keys and values [B, K, S, H] of the encoder's output, from `Out.remembered`."""
     key: Array | None = None
     """For dropout and routers; None in evaluation."""
 
@@ -104,8 +106,9 @@ class Block(nnx.Module):
         shown: dict[str, Any] = {}
 
         def attend(h_BLD: Array) -> Array:
+            key = site(own.key, WEIGHTS)
             seen = self.attention(
-                h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
+                h_BLD, self._sight(scene), None, own.cached, key, show_weights=scene.show, store=scene.store
             )
             shown.update(fresh=None if own.cached is None else seen.fresh, weights_BNTS=seen.weights_BNTS)
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
@@ -152,8 +155,9 @@ class Block(nnx.Module):
     def _parallel(self, x_BLD: Array, scene: Scene, own: Own) -> tuple[Array, Out]:
         config = self.config
         h_BLD = reshard(self.norm(x_BLD), self.rules("batch", "length", None))
+        key = site(own.key, WEIGHTS)
         seen = self.attention(
-            h_BLD, self._sight(scene), None, own.cached, site(own.key, WEIGHTS), show_weights=scene.show
+            h_BLD, self._sight(scene), None, own.cached, key, show_weights=scene.show, store=scene.store
         )
         fed_BLD, given = self._feed(h_BLD, scene, own)
         fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT), self.rules)

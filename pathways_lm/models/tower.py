@@ -10,7 +10,7 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.zigzag import cut, lay
-from pathways_lm.layers.attention import Sight
+from pathways_lm.layers.attention import Sight, Store
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
@@ -25,11 +25,13 @@ class Layers(NamedTuple):
     are given one by one, lists."""
 
     cached: Any
-    """Keys and values [B, S, K, H] of each layer, `KeyValue`."""
+    """Keys and values [B, K, S, H] of each layer, `KeyValue`."""
     remembered: Any = None
     """Keys and values of the encoder's output, from `Out.remembered`."""
     parameters: list[Any] | None = None
     """Of each layer, or of each repeat of a pattern. None: those of the stack."""
+    store: Store | None = None
+    """Puts a layer's new keys and values into its cache, before that is attended to."""
 
 
 class Pattern(nnx.Module):
@@ -115,7 +117,8 @@ class Tower(nnx.Module):
         """Applies all blocks to what follows cached positions.
 
         Args:
-          queries, keys: places of the input, and of the cached positions followed by the input.
+          queries, keys: places of the input, and of the cached positions followed by the input; of the cache with
+            the input in it where that is stored first.
           memory: an encoder's places, and its output where its keys and values are not in `layers`.
 
         Returns:
@@ -123,6 +126,7 @@ class Tower(nnx.Module):
           dimension or one by one.
         """
         scene = self._scene(queries, keys, memory, self.relative(queries, keys), show=False)
+        scene = scene._replace(store=layers.store)
         own = Own(layers.cached, layers.remembered)
         if layers.parameters is None:
             x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
@@ -209,7 +213,7 @@ class Tower(nnx.Module):
                 memory_sight = Sight(None, ring=self._ring(laid, memory[1], causal=False, table_RN=None))
             else:
                 memory_sight = Sight(visible(laid, memory[1], causal=False))
-        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_sight, show)
+        return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_sight, show=show)
 
     def _ring(self, laid: Places, keys: Places, causal: bool, table_RN: Array | None) -> Ring:
         """What a ring needs to know of queries that are laid and keys in the order of the text."""

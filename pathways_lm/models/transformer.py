@@ -132,7 +132,7 @@ class Transformer(nnx.Module):
         self,
         tokens_BL: Array,
         positions_BL: Array,
-        cached_positions_BS: Array,
+        key_positions_BS: Array,
         layers: Layers,
         memory: tuple[Array | None, Places] | None = None,
         both_ways: bool = False,
@@ -141,7 +141,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens_BL, positions_BL: the new tokens and where they stand; position -1 is padding.
-          cached_positions_BS: where the cached tokens stand; -1 is an empty slot.
+          key_positions_BS: where the cached tokens stand, and behind them the new ones unless `layers` store them among
+            those; -1 is an empty slot.
           memory: what `read` gave for the encoder's text; without its output where `layers` have keys and values of it.
           both_ways: the new tokens see all others, whatever stands before what.
 
@@ -149,8 +150,8 @@ class Transformer(nnx.Module):
           What `logits` makes logits of, [B, L, D], and the keys and values of the new tokens (`Out.fresh`) and of the
           memory (`Out.remembered`) of every layer.
         """
-        positions_BS = jnp.concatenate([cached_positions_BS, positions_BL], axis=1)
-        queries, keys = Places(positions_BL), Places(positions_BS, None, positions_BS >= 0 if both_ways else None)
+        queries = Places(positions_BL)
+        keys = Places(key_positions_BS, None, key_positions_BS >= 0 if both_ways else None)
         x_BLD = self.embed(tokens_BL, queries, None)
         x_BLD, told = self.decoder.extend(x_BLD, queries, keys, memory, layers)
         return self.decoder.close(x_BLD), told

@@ -76,7 +76,7 @@ def test_eight_bits():
     x[1, 2, 3] = 0
     codes = coded(x)
     found, step = np.asarray(decoded(codes, jnp.float32)), np.abs(x).max(-1, keepdims=True) / 127
-    assert codes.codes_BSKH.dtype == jnp.int8
+    assert codes.codes_BKSH.dtype == jnp.int8
     assert np.all(np.abs(found - x) <= step / 2 * (1 + 1e-5))
     np.testing.assert_allclose(np.abs(found).max(-1), np.abs(x).max(-1), rtol=1e-6)
 

@@ -29,7 +29,7 @@ def by_loops(q, k, v, mask):
 
 @partial(jax.jit, static_argnums=4)
 def attend(q, k, v, mask, rules):
-    return weighted_values(attention_weights(q, [k], mask, None, rules), [v], rules)
+    return weighted_values(attention_weights(q, k, mask, None, rules), v, rules)
 
 
 def inputs(mask_batch: int, scale: float = 1.0, kv_heads: int = 1):

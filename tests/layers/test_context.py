@@ -170,7 +170,7 @@ def compiled(length: int, ring: bool, gradient: bool = True, **axes):
             around = Places(lay(moved.positions_BL, rules))
             return ring_attention(q, k, v, None, Ring(laid, around, True), rules, True)
         k, v = (stand(jax.sharding.reshard(x, rules("batch", None, None, None)), rules) for x in (k, v))
-        return weighted_values(attention_weights(q, [k], visible(laid, moved, True), None, rules), [v], rules)
+        return weighted_values(attention_weights(q, k, visible(laid, moved, True), None, rules), v, rules)
 
     call = attend
     if gradient:
