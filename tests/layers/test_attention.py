@@ -37,7 +37,7 @@ def test_one_token_at_a_time(tiny):
     whole, (keys, values) = attend(h, everywhere, everywhere, None)
     assert keys.shape == values.shape == (2, L, 1, config.head_dim)
     # An unused slot holds a number that would show.
-    cache = [np.full((2, L, 1, config.head_dim), 50.0, np.float32) for _ in range(2)]
+    cache = [np.full((2, 1, L, config.head_dim), 50.0, np.float32) for _ in range(2)]
     filled = np.full((1, L), -1)
     for t in range(L):
         at = np.array([[t]])
@@ -45,7 +45,7 @@ def test_one_token_at_a_time(tiny):
         np.testing.assert_allclose(out[:, 0], whole[:, t], atol=2e-6 * np.abs(whole).max())
         np.testing.assert_allclose(fresh[0][:, 0], keys[:, t], atol=1e-5)
         for slots, new in zip(cache, fresh, strict=True):
-            slots[:, t] = new[:, 0]
+            slots[:, :, t] = new[:, 0]
         filled[0, t] = t
 
 
