@@ -132,14 +132,14 @@ def test_leaving_ends_the_thread(play):
 
 def test_what_fails_while_reading_is_raised(play, monkeypatch):
     run = play()
-    rows = run.loader.rows
+    examples = run.loader.examples
 
-    def failing(start: int, stop: int) -> np.ndarray:
-        if start >= 24:
+    def failing(numbers: range) -> Batch:
+        if numbers.start >= 24:
             raise OSError("the disk is gone")
-        return rows(start, stop)
+        return examples(numbers)
 
-    monkeypatch.setattr(run.loader, "rows", failing)
+    monkeypatch.setattr(run.loader, "examples", failing)
     run.steps(3)
     with pytest.raises(OSError, match="the disk is gone"):
         run.steps(1)

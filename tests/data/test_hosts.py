@@ -39,8 +39,8 @@ for step in {steps}:
     # Each step as the first that a process reads.
     began = time.perf_counter()
     loader = Loader(corpus, config, make_objective(config, corpus.vocabulary))
-    read, rows = [], loader.rows
-    loader.rows = lambda start, stop: read.extend(range(start, stop)) or rows(start, stop)
+    read, examples = [], loader.examples
+    loader.examples = lambda numbers: read.extend(numbers) or examples(numbers)
     batch = loader.batch(step, sharding)
     found[f"seconds {{step}}"] = time.perf_counter() - began
     found[f"read {{step}}"] = np.array(read)
