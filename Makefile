@@ -74,6 +74,7 @@ bench: peers
 	$(VENV)/bin/python -m benchmarks.train_step
 	$(VENV)/bin/python -m benchmarks.compile_time
 	$(VENV)/bin/python -m benchmarks.host_overhead
+	$(VENV)/bin/python -m benchmarks.decode
 
 install:
 	@test -n "$(PYTHON)" || { requirements/find-python 3.11 3.12 3.13; exit 2; }

@@ -35,11 +35,9 @@ class Forward:
     def __init__(self, model: Model, dtype: jnp.dtype, listed: bool):
         self.model, self.listed = model, listed
         self.caches = Caches(model.config, model.rules, dtype, listed)
-        self.has_encoder = model.config.shape == "encoder_decoder"
         self._split = jax.jit(
             lambda stack: [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(_depth(stack))]
         )
-
         self._turn = jax.jit(jnp.transpose, out_shardings=model.rules(None, "vocab"))
 
     def weights(self, params: Params) -> Weights:

@@ -43,6 +43,12 @@ class Program:
         self.forward, self.form, self.rules = forward, form, forward.model.rules
 
     def read(self, weights: Weights, tokens: Array, positions: Array, slots: int, reads: int) -> Cache:
+        """A cache of what prompts read, [R, W] tokens and their positions, -1 for padding.
+
+        Args:
+          slots: those of the cache, W of them where a decoder reads; with 0 nothing is read.
+          reads: W where an encoder reads; the decoder's slots are empty then.
+        """
         rows = tokens.shape[0]
         if reads:
             return self.forward.read(weights, tokens, positions, self.forward.caches.empty(rows, slots, reads))
@@ -65,7 +71,15 @@ class Program:
         return jax.lax.scan(more, cache, tuple(pieces))[0]
 
     def take(self, state: State, fresh: Cache, source: Array, lengths: Array, facts: Array, tokens: Array) -> State:
-        """Seats sequences that begin."""
+        """Seats sequences that begin.
+
+        Args:
+          fresh, lengths: what `read` gave of `R` prompts, and how many tokens of each are kept.
+          source: which of them each row gets; -1 keeps what it has.
+          facts: [4, B]: the token that the first step reads, where it stands, how many may be written, the prompt's
+            number.
+          tokens: [B, T]: what the sampler looks back at.
+        """
         taken = source >= 0
         cache = self.forward.caches.seat(state.cache, fresh, source, lengths)
         token, at, left, number = (
