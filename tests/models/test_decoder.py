@@ -9,6 +9,7 @@ import pytest
 
 from pathways_lm.config import TrainConfig
 from pathways_lm.models.batch import Batch
+from pathways_lm.models.tower import Layers
 from pathways_lm.train.step import gradient_sums
 
 
@@ -105,17 +106,20 @@ def test_extend_continues_a_cached_prefix(make, draw):
 
     @jax.jit
     def extend(tokens, positions, cached, cached_at):
-        return model.bind(params).extend(tokens, positions, cached, cached_at)
+        shape, keys_at = model.bind(params), jnp.concatenate([cached_at, positions], axis=1)
+        x, told = shape.extend(tokens, positions, keys_at, Layers(cached))
+        # In a cache slots lie inside their head.
+        return shape.logits(x), jax.tree.map(lambda new: jnp.swapaxes(new, 2, 3), told.fresh)
 
     def positions(*numbers):
         return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
 
-    empty = jnp.full((config.num_layers, 2, 3, 1, config.head_dim), 100.0)
+    empty = jnp.full((config.num_layers, 2, 1, 3, config.head_dim), 100.0)
     first, fresh = extend(TOKENS[:, :5], positions(0, 1, 2, 3, 4), (empty, empty), positions(-1, -1, -1))
     np.testing.assert_allclose(first, expected[:, :5], atol=1e-5 * np.abs(expected).max())
 
     order = np.array([3, 0, 4, 1, 2])
-    shuffled = jax.tree.map(lambda kept: jnp.concatenate([kept[:, :, order], empty], axis=2), fresh)
+    shuffled = jax.tree.map(lambda kept: jnp.concatenate([kept[:, :, :, order], empty], axis=3), fresh)
     tokens = np.concatenate([TOKENS[:, 5:7], TOKENS[:, :1]], axis=1)
     second, _ = extend(tokens, positions(5, 6, -1), shuffled, positions(3, 0, 4, 1, 2, -1, -1, -1))
     np.testing.assert_allclose(second[:, :2], expected[:, 5:7], atol=1e-5 * np.abs(expected).max())
