@@ -79,8 +79,6 @@ def _answer(
     model: LanguageModel, prompts: list[str], sampler: Sampler, grammar: Grammar | None, arguments: argparse.Namespace
 ) -> None:
     """Every prompt of the file or task that has no answer yet."""
-    if arguments.best_of != 1:
-        raise ConfigError("--best-of is for --prompt")
     named = ("num_tokens", "stop", "seed", "truncate", "regex", "json_schema", *SAMPLING)
     settings = {"run": str(Path(arguments.run).resolve()), "step": model.step}
     settings |= {name: getattr(arguments, name) for name in named}
@@ -113,6 +111,12 @@ def _searching(arguments: argparse.Namespace) -> Beams | Contrastive | None:
     for flag in ("chat", "out", "stop", "regex", "json_schema", "truncate"):
         if searches and getattr(arguments, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for --{searches[0]}")
+    modes = searches or [flag for flag in ("chat", "out") if getattr(arguments, flag)]
+    if modes and arguments.best_of != 1:
+        raise ConfigError(f"--best-of is not for --{modes[0]}")
+    for flag in ("stop", "regex", "json_schema"):
+        if arguments.chat and getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} is not for --chat")
     if arguments.beams is not None:
         return Beams(
             num_beams=arguments.beams,

@@ -201,6 +201,8 @@ def test_sample_prompt_longer_than_the_context(micro, refused, tmp_path):
         (["--prompt", "a", "--beams", "4", "--beam-groups", "3"], ["groups", "divisor of num_beams=4"]),
         (["--prompt", "a", "--beams", "2", "--stop", "x"], ["--stop is not for --beams"]),
         (["--prompt", "a", "--beams", "2", "--contrastive", "0.5"], ["--beams and --contrastive"]),
+        (["--prompt", "a", "--beams", "2", "--best-of", "2"], ["--best-of is not for --beams"]),
+        (["--chat", "--regex", "a"], ["--regex is not for --chat"]),
         (["--prompt", "a", "--contrastive", "2"], ["alpha", "2"]),
         (["--file", "x.jsonl"], ["--file or --task goes with --out"]),
         (["--prompt", "a", "--num-tokens", "0"], ["--num-tokens", "at least 1"]),
