@@ -76,19 +76,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def load(model: Decoder, params: dict) -> None:
     """Copies this project's parameters into the PyTorch model, whose kernels are stored transposed."""
-    layers = params["blocks"]["layers"]
+    layers = params["decoder"]["blocks"]["layers"]
 
     def put(target: nn.Parameter, value) -> None:
         target.data.copy_(torch.tensor(value))
 
     put(model.table.weight, params["embedding"]["table"])
-    put(model.norm.scale, params["norm"]["scale"])
+    put(model.norm.scale, params["decoder"]["norm"]["scale"])
     for i, block in enumerate(model.blocks):
         D = model.config.embed_dim
         put(block.norm.scale, layers["norm"]["scale"][i])
         put(block.query.weight, layers["attention"]["query"][i].reshape(D, -1).T)
-        put(block.key.weight, layers["attention"]["key"][i].T)
-        put(block.value.weight, layers["attention"]["value"][i].T)
+        put(block.key.weight, layers["attention"]["key"][i].reshape(D, -1).T)
+        put(block.value.weight, layers["attention"]["value"][i].reshape(D, -1).T)
         put(block.out.weight, layers["attention"]["out"][i].reshape(-1, D).T)
         for name in ("gate", "up", "down"):
             put(getattr(block, name).weight, layers["mlp"][name][i].T)
