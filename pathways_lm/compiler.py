@@ -7,6 +7,8 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
+from pathways_lm.mesh import platform
+
 OPTIONS: dict[str, dict[str, Any]] = {
     # Exchanges begin as early as their operands are there and are awaited as late as possible. Without it the program
     # waits for each where it begins.
@@ -29,5 +31,4 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any]:
     """For programs on the mesh's devices. Of one device there is nothing to ask, and for no device none is compiled."""
     if isinstance(mesh, AbstractMesh) or mesh.size == 1:
         return {}
-    platform = mesh.devices.flat[0].platform
-    return OPTIONS["gpu" if platform in ("cuda", "rocm") else platform]
+    return OPTIONS[platform(mesh)]

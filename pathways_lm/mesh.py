@@ -116,6 +116,14 @@ def join_processes(
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """`cpu`, `gpu` or `tpu`, of the devices that the mesh is of; empty where it is of none."""
+    if isinstance(mesh, AbstractMesh):
+        return ""
+    name = mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def join_pathways(environment: Mapping[str, str] = os.environ) -> None:
     """Where this process drives a whole Pathways cluster, registers its devices, before any is touched.
 

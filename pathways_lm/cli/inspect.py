@@ -60,7 +60,7 @@ def look(trained: LanguageModel, prompt: str, answer: str) -> tuple[list["Looks"
     batch = Batch(rows(tokens), rows(tokens))
     if shape == "encoder_decoder":
         batch = batch._replace(encoder_tokens=rows(read))
-    output = jax.jit(lambda params, batch: model.bind(params)(batch, show=True)._replace(logits_BLV=None))(
+    output = jax.jit(lambda params, batch: model.bind(params)(batch, show=True)._replace(projection=None))(
         trained.params, batch
     )
     output = jax.device_get(output)

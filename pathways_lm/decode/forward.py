@@ -98,7 +98,7 @@ class Forward:
         """[B, L, V], cut along the vocabulary."""
         # One row by a kernel is read as memory has it only if its inputs are the outer dimension; several by either.
         turned_DV = weights.turned_DV if x_BLD.shape[:2] == (1, 1) else None
-        return self._bind(weights).logits(x_BLD, turned_DV=turned_DV)
+        return self._bind(weights).project(x_BLD, turned_DV=turned_DV).logits()
 
     def _kept(self, told: Any, name: str) -> Any:
         """Keys and values that the layers tell, as caches keep them."""

@@ -18,6 +18,7 @@ from pathways_lm.decode.forward import Forward, Weights
 from pathways_lm.decode.program import Program, State
 from pathways_lm.decode.sampling import History, Sampler
 from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import platform
 from pathways_lm.models.model import Model, Params
 
 # Lengths are rounded up to a multiple of this, so that few are compiled.
@@ -78,7 +79,7 @@ class Generator:
         self.model = model = model.with_whole_sequences()
         rules = model.rules
         if listed is None:
-            listed = rules.mesh.devices.flat[0].platform == "cpu" and rules.parts("stage") == 1
+            listed = platform(rules.mesh) == "cpu" and rules.parts("stage") == 1
         self.forward = Forward(model, jnp.dtype(cache_dtype or model.dtype), listed)
         self.form, self.context, self.rows = form, context, rows
         self.caches = self.forward.caches

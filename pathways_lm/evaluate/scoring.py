@@ -213,7 +213,7 @@ class Scorer:
 
     def _log_probs(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """fp32 and bool [B, L]: of each target, and whether it is the likeliest."""
-        logits_BLV = self.model.bind(self._policy.cast(params))(batch).logits_BLV.astype(jnp.float32)
+        logits_BLV = self.model.bind(self._policy.cast(params))(batch).logits_BLV
         nll_BL, _ = cross_entropy(logits_BLV, batch.targets)
         # By maxima and minima, which go over a vocabulary that is cut: an index into it would gather the logits.
         V = logits_BLV.shape[-1]

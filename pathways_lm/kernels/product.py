@@ -1,4 +1,7 @@
-"""The product of activations with a kernel: in their own type, or in eight bits with the scales beside it.
+"""Products: of any two arrays in their own type, of activations with a kernel in eight bits with the scales beside it.
+
+Sums are in fp32 whatever the operands, and only what is left of them is rounded, as matrix units do. Said so, XLA finds
+the units of CPUs, too: asked for a bf16 result it multiplies in fp32 there, five times slower (docs/performance.md).
 
 Eight bits are SwitchBack's (arXiv:2304.13013, section 2.2): the product and the gradient of its input multiply
 numbers of eight bits, each token and each output of the kernel with a scale of its own, so that the largest has the
@@ -16,6 +19,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import platform
 
 
 class _Codes(NamedTuple):
@@ -46,8 +50,62 @@ def check_matmuls(matmuls: str) -> None:
             raise ConfigError(told) from None
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None = None) -> Array:
+    """`jnp.einsum(subscripts, left, right, out_sharding=out)`, summed in fp32, in `dtype` or that of `left`.
+
+    Gradients are in the types of the operands, and so are the numbers that they are products of.
+
+    Args:
+      subscripts: of two operands; a dimension that is summed over is in both.
+      out: of the result, which may be left as sums still to be added over devices.
+    """
+    return _summed(subscripts, left, right, out, dtype or left.dtype)
+
+
+def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype) -> Array:
+    y = jnp.einsum(subscripts, left, right, out_sharding=out, preferred_element_type=jnp.float32)
+    return y.astype(dtype)
+
+
+def _contract_forward(
+    subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return contract(subscripts, left, right, out, dtype), (left, right)
+
+
+def _contract_backward(
+    subscripts: str, out: NamedSharding, dtype: jnp.dtype | None, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    left, right = operands
+    first, second, result = _terms(subscripts)
+    gradient = gradient.astype(left.dtype)
+    if platform(out.mesh) == "cpu":
+        # XLA turns what is summed over tokens around, and would work out the whole chain of operations before it once
+        # more on the way, in columns. Here it finds the numbers, and turns them.
+        left, gradient = jax.lax.optimization_barrier((left, gradient))
+    left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cotangent_sharding(left), left.dtype)
+    of_right = cotangent_sharding(right)
+    if gradient.size < left.size:
+        # What stands first is turned around: the smaller one.
+        right_gradient = _summed(f"{result},{first}->{second}", gradient, left, of_right, right.dtype)
+    else:
+        right_gradient = _summed(f"{first},{result}->{second}", left, gradient, of_right, right.dtype)
+    return left_gradient, right_gradient
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+def cotangent_sharding(operand: Array) -> NamedSharding:
+    """How the gradient of an operand of a product lies: where that is `reduced`, as sums still to be added over devices."""
+    placed = jax.typeof(operand).sharding
+    spec = placed.spec
+    return placed.update(spec=PartitionSpec(*spec.partitions, reduced=spec.unreduced, unreduced=spec.reduced))
+
+
 def product(subscripts: str, x: Array, kernel: Array, out: NamedSharding, matmuls: str) -> Array:
-    """`jnp.einsum(subscripts, x, kernel, out_sharding=out)`.
+    """The product of activations with a kernel: `contract`, or in eight bits.
 
     Args:
       subscripts: with all kept dimensions of `x`, in order, and then those of the kernel; none is in all three.
@@ -55,7 +113,7 @@ def product(subscripts: str, x: Array, kernel: Array, out: NamedSharding, matmul
       matmuls: `int8` or `fp8`, as said above; empty multiplies in the operands' type.
     """
     if not matmuls:
-        return jnp.einsum(subscripts, x, kernel, out_sharding=out)
+        return contract(subscripts, x, kernel, out)
     return _in_eight_bits(subscripts, out, _CODES[matmuls], x, kernel)
 
 
@@ -77,8 +135,7 @@ def _backward(
     read, weights, result = _terms(subscripts)
     back = f"{result},{weights}->{read}"
     x_gradient = _coded(back, gradient, kernel, codes, codes.gradients, jax.typeof(x).sharding)
-    plain = partial(jnp.einsum, subscripts, x, out_sharding=out)
-    return x_gradient, jax.vjp(plain, kernel)[1](gradient)[0]
+    return x_gradient, _summed(f"{read},{result}->{weights}", x, gradient, cotangent_sharding(kernel), kernel.dtype)
 
 
 _in_eight_bits.defvjp(_forward, _backward)

@@ -1,11 +1,15 @@
 """Token embeddings, and the way back to tokens."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.cross_entropy import Projection
+from pathways_lm.kernels.product import contract
 from pathways_lm.layers.mlp import ACTIVATIONS
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.parameter import Init, zeros
@@ -28,11 +32,11 @@ class Embedding(nnx.Module):
         x_BLD = table_VD.at[tokens_BL].get(out_sharding=self.rules("batch", "length", None))
         return reshard(x_BLD, self.rules("batch", "residual_length", "residual"))
 
-    def decode(self, x_BLD: Array, turned_DV: Array | None = None) -> Array:
-        """Logits [B, L, V], cut along the vocabulary, by the table itself or a copy that lies the other way."""
+    def decode(self, x_BLD: Array, turned_DV: Array | None = None) -> Projection:
+        """The way to logits by the table itself or a copy that lies the other way."""
         if turned_DV is not None:
-            return _logits(x_BLD, turned_DV, "dv", self.config, self.rules)
-        return _logits(x_BLD, self.table[...], "vd", self.config, self.rules)
+            return _projection(x_BLD, turned_DV, "dv", self.config, self.rules)
+        return _projection(x_BLD, self.table[...], "vd", self.config, self.rules)
 
 
 class Head(nnx.Module):
@@ -44,16 +48,16 @@ class Head(nnx.Module):
         self.config = config
         self.rules = rules
 
-    def __call__(self, x_BLD: Array) -> Array:
-        """[B, L, V], cut along the vocabulary."""
-        return _logits(x_BLD, self.kernel[...], "dv", self.config, self.rules)
+    def __call__(self, x_BLD: Array) -> Projection:
+        """The way to logits."""
+        return _projection(x_BLD, self.kernel[...], "dv", self.config, self.rules)
 
 
-def _logits(x_BLD: Array, kernel: Array, dims: str, config: ModelConfig, rules: Rules) -> Array:
+def _projection(x_BLD: Array, kernel: Array, dims: str, config: ModelConfig, rules: Rules) -> Projection:
     scale = config.embed_dim**-0.5 if config.scaled_logits else 1.0
     x_BLD = reshard(x_BLD * scale, rules("batch", "length", None))
     kernel = reshard(kernel, rules.used(*("vocab" if dim == "v" else None for dim in dims)))
-    return jnp.einsum(f"bld,{dims}->blv", x_BLD, kernel, out_sharding=rules("batch", "length", "vocab"))
+    return Projection(x_BLD, kernel, None, dims, rules)
 
 
 class MaskedHead(nnx.Module):
@@ -69,14 +73,14 @@ class MaskedHead(nnx.Module):
         self.activation = ACTIVATIONS.get(config.activation, ACTIVATIONS["gelu"])
         self.rules = rules
 
-    def __call__(self, x_BLD: Array, embedding: Embedding) -> Array:
-        """Logits [B, L, V], cut along the vocabulary."""
+    def __call__(self, x_BLD: Array, embedding: Embedding) -> Projection:
+        """The way to logits."""
         whole = self.rules("batch", "length", None)
         x_BLD = reshard(x_BLD, whole)
         dense_DE = reshard(self.dense[...], self.rules.used(None, None))
-        h_BLD = jnp.einsum("bld,de->ble", x_BLD, dense_DE, out_sharding=whole)
+        h_BLD = contract("bld,de->ble", x_BLD, dense_DE, whole)
         h_BLD = self.norm(self.activation(h_BLD + self.dense_bias[...]))
-        return embedding.decode(h_BLD) + self.bias[...].astype(h_BLD.dtype)
+        return replace(embedding.decode(h_BLD), bias_V=self.bias[...])
 
 
 class Pooler(nnx.Module):

@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.cross_entropy import Projection
 from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.dropout import dropout, site
 from pathways_lm.layers.embed import Embedding, Head, MaskedHead, Order, Pooler
@@ -24,9 +25,9 @@ from pathways_lm.sharding import Rules
 class Output(NamedTuple):
     """What a model says of a batch."""
 
-    logits_BLV: Array
-    """Cut along the vocabulary. In the order of the text where devices have whole sequences, else as
-    `Transformer.lay` lays it."""
+    projection: Projection
+    """What logits are made of. In the order of the text where devices have whole sequences, else as `Transformer.lay`
+    lays it."""
     decoder: Out | None = None
     """What the decoder's layers tell."""
     encoder: Out | None = None
@@ -34,6 +35,11 @@ class Output(NamedTuple):
     """An encoder's first position, pooled."""
     order_B2: Array | None = None
     """Logits of whether the second sentence follows the first."""
+
+    @property
+    def logits_BLV(self) -> Array:
+        """fp32, cut along the vocabulary."""
+        return self.projection.logits()
 
 
 class Stream(NamedTuple):
@@ -94,8 +100,8 @@ class Transformer(nnx.Module):
         """What enters a tower's blocks, from the batch and what left the blocks of the tower before."""
         raise NotImplementedError
 
-    def leave(self, x_BLD: Array, key: Array | None) -> Array:
-        """Logits [B, L, V] from what left the last tower's blocks."""
+    def leave(self, x_BLD: Array, key: Array | None) -> Projection:
+        """The way to logits from what left the last tower's blocks."""
         raise NotImplementedError
 
     def memory(self, tower: str, batch: Batch, stream: Stream) -> tuple[Array, Places] | None:
@@ -123,8 +129,8 @@ class Transformer(nnx.Module):
         """Logits of the token after each of `batch.tokens`."""
         return self.through(batch, key, show)[0]
 
-    def logits(self, x_BLD: Array, key: Array | None = None, turned_DV: Array | None = None) -> Array:
-        """[B, L, V], cut along the vocabulary. A tied head may be given its table turned."""
+    def project(self, x_BLD: Array, key: Array | None = None, turned_DV: Array | None = None) -> Projection:
+        """The way to logits from normalised outputs. A tied head may be given its table turned."""
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)
         return self.embedding.decode(x_BLD, turned_DV) if self.config.tied_head else self.head(x_BLD)
 
@@ -147,7 +153,7 @@ class Transformer(nnx.Module):
           both_ways: the new tokens see all others, whatever stands before what.
 
         Returns:
-          What `logits` makes logits of, [B, L, D], and the keys and values of the new tokens (`Out.fresh`) and of the
+          What `project` makes logits of, [B, L, D], and the keys and values of the new tokens (`Out.fresh`) and of the
           memory (`Out.remembered`) of every layer.
         """
         queries = Places(positions_BL)
@@ -169,8 +175,8 @@ class Decoder(Transformer):
     def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
         return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 0)))
 
-    def leave(self, x_BLD: Array, key: Array | None) -> Array:
-        return self.logits(self.decoder.close(x_BLD), site(key, 2))
+    def leave(self, x_BLD: Array, key: Array | None) -> Projection:
+        return self.project(self.decoder.close(x_BLD), site(key, 2))
 
 
 class EncoderDecoder(Transformer):
@@ -196,8 +202,8 @@ class EncoderDecoder(Transformer):
         memory = dropout(self.encoder.close(before_BSD), self.config.hidden_dropout, site(key, 2), self.rules)
         return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 3)), memory)
 
-    def leave(self, x_BLD: Array, key: Array | None) -> Array:
-        return self.logits(self.decoder.close(x_BLD), site(key, 5))
+    def leave(self, x_BLD: Array, key: Array | None) -> Projection:
+        return self.project(self.decoder.close(x_BLD), site(key, 5))
 
     def read(self, tokens_BS: Array, segments_BS: Array) -> tuple[Array, Places]:
         """The encoder's output for texts with padding (segment 0) behind them, and the places it has."""
@@ -224,7 +230,7 @@ class Encoder(Transformer):
     def enter(self, tower: str, batch: Batch, key: Array | None, before_BSD: Array | None) -> Stream:
         return Stream(self.embed(batch.tokens, self.places(tower, batch), site(key, 0), batch.token_types))
 
-    def leave(self, x_BLD: Array, key: Array | None) -> Array:
+    def leave(self, x_BLD: Array, key: Array | None) -> Projection:
         return self.mlm(self.encoder.close(x_BLD), self.embedding)
 
     def __call__(self, batch: Batch, key: Array | None = None, show: bool = False) -> Output:

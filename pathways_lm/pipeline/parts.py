@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
+from pathways_lm.kernels.cross_entropy import Projection
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
@@ -17,8 +18,8 @@ from pathways_lm.models.transformer import Stream, Transformer
 from pathways_lm.pipeline.deal import Deal
 from pathways_lm.pipeline.exchange import read
 
-Score = Callable[[Array, Batch], tuple[Array, Any]]
-"""Logits and a microbatch -> its loss, and what is told of it: sums over tokens."""
+Score = Callable[[Projection, Batch], tuple[Array, Any]]
+"""The way to logits and a microbatch -> its loss, and what is told of it: sums over tokens."""
 RoutingLoss = Callable[[RouterSums, Array], Array]
 """What routers tell of some layers, and the tokens that each of these routes in the batch -> what the loss gets."""
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pathways_lm.config import MoEConfig
-from pathways_lm.kernels.cross_entropy import cross_entropy
+from pathways_lm.kernels.cross_entropy import Projection, linear_cross_entropy
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
@@ -31,35 +31,56 @@ class Sums(NamedTuple):
     """Of all MoE layers, the encoder's first: each array has a leading dimension of layers."""
 
 
-def loss_sums(model: Model, precision: Precision, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+def loss_sums(
+    model: Model,
+    precision: Precision,
+    params: Params,
+    batch: Batch,
+    key: Array | None = None,
+    z_loss: float = 0.0,
+    scale: Array | float = 1.0,
+) -> tuple[Array, Sums]:
     """Scores every target but padding.
 
     Args:
       key: for dropout and routers in training; None in evaluation.
+      z_loss, scale: as for `score`.
+
+    Returns:
+      What gradients are taken of, without what routers add, and the sums.
     """
     bound = model.bind(precision.cast(params))
     output: Output = bound(batch, key)
-    return score(output.logits_BLV, bound.lay(batch.targets), batch.tasks)._replace(routing=_routing(output))
+    objective, sums = score(output.projection, bound.lay(batch.targets), batch.tasks, z_loss, scale)
+    return objective, sums._replace(routing=_routing(output))
 
 
-def score(logits_BLV: Array, targets_BL: Array, tasks_BT: Array | None = None) -> Sums:
-    """The sums over all targets but padding. The targets are laid as the logits.
+def score(
+    projection: Projection,
+    targets_BL: Array,
+    tasks_BT: Array | None = None,
+    z_loss: float = 0.0,
+    scale: Array | float = 1.0,
+) -> tuple[Array, Sums]:
+    """scale x (nll + z_loss log_z^2) summed over all targets but padding, and the sums, which have no gradient.
 
     Args:
+      targets_BL: laid as the projection.
       tasks_BT: 1 at each row's task.
     """
-    nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
     weight_BL = (targets_BL != PADDING).astype(jnp.float32)
+    objective, nll_BL, log_z_BL = linear_cross_entropy(projection, targets_BL, weight_BL * scale, z_loss)
     nll_B, tokens_B = jnp.sum(nll_BL * weight_BL, axis=1), jnp.sum(weight_BL, axis=1)
     tasks = None
     if tasks_BT is not None:
         tasks = jnp.stack([jnp.sum(tasks_BT * each_B[:, None], axis=0) for each_B in (nll_B, tokens_B)])
-    return Sums(
+    sums = Sums(
         nll=jnp.sum(nll_B),
         log_z_squared=jnp.sum(jnp.square(log_z_BL) * weight_BL),
         tokens=jnp.sum(tokens_B),
         tasks=tasks,
     )
+    return objective, sums
 
 
 def _routing(output: Output) -> RouterSums | None:

@@ -11,6 +11,7 @@ from jax.sharding import reshard
 
 from pathways_lm.compiler import compiler_options
 from pathways_lm.config import MoEConfig, TrainConfig
+from pathways_lm.kernels.cross_entropy import Projection
 from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.dropout import site
 from pathways_lm.layers.moe.losses import RouterSums
@@ -50,20 +51,18 @@ def gradient_sums(
         # A router's loss is a mean over its tokens; all will be divided by the number of targets.
         share = routed_tokens(model, batch) / jnp.sum((batch.targets != PADDING).astype(jnp.float32))
 
-    def scored(logits_BLV: Array, part: Batch) -> tuple[Array, Sums]:
-        sums = score(logits_BLV, cut(part.targets, model.rules), part.tasks)
-        return (sums.nll + config.z_loss * sums.log_z_squared) * scale, sums
+    def scored(projection: Projection, part: Batch) -> tuple[Array, Sums]:
+        return score(projection, cut(part.targets, model.rules), part.tasks, config.z_loss, scale)
 
     if model.rules.stages > 1:
         routed = share if moe.num_experts else None
         return _pipelined(model, config, policy.cast(params), batch, key, scored, routed, scale)
 
     def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, Sums]:
-        sums = loss_sums(model, policy, params, part, key)
-        total = sums.nll + config.z_loss * sums.log_z_squared
+        objective, sums = loss_sums(model, policy, params, part, key, config.z_loss, scale)
         if sums.routing is not None:
-            total = total + routing_loss(moe, sums.routing, share)
-        return total * scale, sums
+            objective = objective + routing_loss(moe, sums.routing, share) * scale
+        return objective, sums
 
     held = model.hold(policy.cast(params))
 

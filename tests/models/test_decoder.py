@@ -109,7 +109,7 @@ def test_extend_continues_a_cached_prefix(make, draw):
         shape, keys_at = model.bind(params), jnp.concatenate([cached_at, positions], axis=1)
         x, told = shape.extend(tokens, positions, keys_at, Layers(cached))
         # In a cache slots lie inside their head.
-        return shape.logits(x), jax.tree.map(lambda new: jnp.swapaxes(new, 2, 3), told.fresh)
+        return shape.project(x).logits(), jax.tree.map(lambda new: jnp.swapaxes(new, 2, 3), told.fresh)
 
     def positions(*numbers):
         return jnp.broadcast_to(jnp.array(numbers, jnp.int32), (2, len(numbers)))
