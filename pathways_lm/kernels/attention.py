@@ -1,10 +1,72 @@
 """Attention with any number of key and value heads."""
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pathways_lm.kernels.product import contract
 from pathways_lm.sharding import Rules
+
+
+Parts = tuple[Array | None, Array | None]
+"""Keys or values of a cache [B, K, S, H], and those behind them [B, S, K, H]."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attention(
+    q_BTNH: Array, keys: Parts, values: Parts, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool
+) -> Array:
+    """softmax(q k^T / sqrt(H) + bias) v over the keys a query may see, [B, T, N, H], cut along heads.
+
+    The arguments are those of `attention_weights` and `weighted_values`.
+    """
+    return _forward(q_BTNH, keys, values, mask_BTS, bias_BTSN, rules, scaled)[0]
+
+
+class _Kept(NamedTuple):
+    q_BTNH: Array
+    keys: Parts
+    values: Parts
+    mask_BTS: Array
+    bias_BTSN: Array | None
+    weights_BKTGS: Array
+    """In the type of the values, as they are multiplied."""
+    y_BTNH: Array
+
+
+def _forward(
+    q_BTNH: Array, keys: Parts, values: Parts, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool
+) -> tuple[Array, _Kept]:
+    weights_BKTGS = attention_weights(q_BTNH, keys[1], mask_BTS, bias_BTSN, rules, scaled, keys[0])
+    weights_BKTGS = weights_BKTGS.astype(q_BTNH.dtype)
+    y_BTNH = weighted_values(weights_BKTGS, values[1], rules, values[0])
+    return y_BTNH, _Kept(q_BTNH, keys, values, mask_BTS, bias_BTSN, weights_BKTGS, y_BTNH)
+
+
+def _backward(
+    rules: Rules, scaled: bool, kept: _Kept, dy_BTNH: Array
+) -> tuple[Array, Parts, Parts, None, Array | None]:
+    def score(q_BTNH: Array, keys: Parts, bias_BTSN: Array | None) -> Array:
+        return _scores(q_BTNH, keys[1], kept.mask_BTS, bias_BTSN, rules, scaled, keys[0])
+
+    def weigh(weights_BKTGS: Array, values: Parts) -> Array:
+        return weighted_values(weights_BKTGS, values[1], rules, values[0])
+
+    dweights_BKTGS, dvalues = jax.vjp(weigh, kept.weights_BKTGS, kept.values)[1](dy_BTNH)
+    # The sum over keys of weight x its gradient is that over H of output x its gradient (arXiv:2205.14135, appendix
+    # B.2), which is shorter and does not wait for the gradients of the weights.
+    inner_BTN = jnp.sum(dy_BTNH.astype(jnp.float32) * kept.y_BTNH.astype(jnp.float32), axis=-1)
+    K = kept.weights_BKTGS.shape[1]
+    inner_BKTG = jnp.swapaxes(_grouped(inner_BTN[..., None], K, rules)[..., 0], 1, 2)
+    dscores_BKTGS = kept.weights_BKTGS * (dweights_BKTGS.astype(jnp.float32) - inner_BKTG[..., None])
+    dq_BTNH, dkeys, dbias_BTSN = jax.vjp(score, kept.q_BTNH, kept.keys, kept.bias_BTSN)[1](dscores_BKTGS)
+    return dq_BTNH, dkeys, dvalues, None, dbias_BTSN
+
+
+attention.defvjp(_forward, _backward)
 
 
 def attention_weights(
@@ -34,6 +96,19 @@ def attention_weights(
     Source: "Attention Is All You Need" (arXiv:1706.03762), section 3.2; multi-query, arXiv:1911.02150; grouped-query,
     arXiv:2305.13245. With one head of keys the scores are one matrix product [T * N, H] x [H, S] a sequence.
     """
+    scores_BKTGS = _scores(q_BTNH, k_BSKH, mask_BTS, bias_BTSN, rules, scaled, cached_BKSH)
+    return jax.nn.softmax(scores_BKTGS, axis=-1)
+
+
+def _scores(
+    q_BTNH: Array,
+    k_BSKH: Array | None,
+    mask_BTS: Array,
+    bias_BTSN: Array | None,
+    rules: Rules,
+    scaled: bool,
+    cached_BKSH: Array | None,
+) -> Array:
     parts = []
     if cached_BKSH is not None:
         parts.append(("bksh", spread_cached(cached_BKSH, rules)))
@@ -46,8 +121,7 @@ def attention_weights(
     if scaled:
         q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
     scores = [
-        jnp.einsum(f"btkgh,{dims}->bktgs", q_BTKGH, keys, out_sharding=cut, preferred_element_type=jnp.float32)
-        for dims, keys in parts
+        contract(f"btkgh,{dims}->bktgs", q_BTKGH, keys, cut, jnp.float32) for dims, keys in parts
     ]
     scores_BKTGS = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     if bias_BTSN is not None:
@@ -55,8 +129,7 @@ def attention_weights(
         batch = "batch" if B > 1 else None
         bias = jnp.reshape(bias_BTSN, (B, T, S, K, N // K), out_sharding=rules(batch, "length", None, heads, None))
         scores_BKTGS = scores_BKTGS + jnp.transpose(bias, (0, 3, 1, 4, 2)).astype(jnp.float32)
-    scores_BKTGS = jnp.where(mask_BTS[:, None, :, None, :], scores_BKTGS, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores_BKTGS, axis=-1)
+    return jnp.where(mask_BTS[:, None, :, None, :], scores_BKTGS, jnp.finfo(jnp.float32).min)
 
 
 def weighted_values(
@@ -70,7 +143,7 @@ def weighted_values(
         cut = rules("batch", "length", _heads(values.shape[dims.index("k")]), None, None)
         stop = start + values.shape[dims.index("s")]
         part_BKTGS = weights_BKTGS[..., start:stop].astype(values.dtype)
-        sums.append(jnp.einsum(f"bktgs,{dims}->btkgh", part_BKTGS, values, out_sharding=cut))
+        sums.append(contract(f"bktgs,{dims}->btkgh", part_BKTGS, values, cut))
         start = stop
 
     if cached_BKSH is not None:

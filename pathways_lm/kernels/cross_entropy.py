@@ -15,7 +15,7 @@ from pathways_lm.mesh import platform
 from pathways_lm.sharding import Rules
 
 # Logits that a device holds at a time. On CPUs they stay in a cache; elsewhere they are many enough to fill the device.
-LOGITS_BYTES = {"cpu": 8 * 2**20}
+LOGITS_BYTES = {"cpu": 16 * 2**20}
 LOGITS_BYTES_ELSEWHERE = 256 * 2**20
 
 

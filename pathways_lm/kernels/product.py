@@ -10,6 +10,7 @@ largest code. The kernel's gradient sums over all tokens, where the rounding wou
 qwix makes codes and scales; where they lie, its own products do not say (docs/decisions/0016-eight-bits.md).
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def check_matmuls(matmuls: str) -> None:
 def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None = None) -> Array:
     """`jnp.einsum(subscripts, left, right, out_sharding=out)`, summed in fp32, in `dtype` or that of `left`.
 
-    Gradients are in the types of the operands, and so are the numbers that they are products of.
+    The operands are given to the product in the order in which no or few numbers must be turned around. Gradients are in the types of the operands, and so are the numbers that they are products of.
 
     Args:
       subscripts: of two operands; a dimension that is summed over is in both.
@@ -64,8 +65,40 @@ def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dty
 
 
 def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype) -> Array:
-    y = jnp.einsum(subscripts, left, right, out_sharding=out, preferred_element_type=jnp.float32)
-    return y.astype(dtype)
+    first, second, result = _terms(subscripts)
+    orders = [(first, left, second, right), (second, right, first, left)]
+    first, left, second, right = min(orders, key=lambda order: _turned(*order, result))
+    batch = [dim for dim in first if dim in second and dim in result]
+    summed = [dim for dim in first if dim in second and dim not in result]
+    made = "".join(batch) + "".join(dim for dims in (first, second) for dim in dims if dim in result and dim not in batch)
+    entries = dict(zip(result, out.spec.partitions, strict=True))
+    spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=out.spec.unreduced, reduced=out.spec.reduced)
+    places = [tuple(dims.index(dim) for dim in group) for group in (summed, batch) for dims in (first, second)]
+    y = jax.lax.dot_general(
+        left,
+        right,
+        ((places[0], places[1]), (places[2], places[3])),
+        preferred_element_type=jnp.float32,
+        out_sharding=out.update(spec=spec),
+    )
+    # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
+    return jnp.transpose(y.astype(dtype), [made.index(dim) for dim in result])
+
+
+def _turned(first: str, left: Array, second: str, right: Array, result: str) -> tuple[int, int]:
+    """How many numbers change places after and before a product of matrices, given the operands in this order."""
+    sizes = dict(zip(first + second, left.shape + right.shape, strict=True))
+    batch = [dim for dim in first if dim in second and dim in result]
+    summed = [dim for dim in first if dim in second and dim not in result]
+    rows, columns = ([dim for dim in dims if dim in result and dim not in batch] for dims in (first, second))
+
+    def moved(has: str, wanted: list[str]) -> int:
+        # Dimensions of one have no place of their own.
+        has, wanted = ([dim for dim in dims if sizes[dim] > 1] for dims in (list(has), wanted))
+        return 0 if has == wanted else math.prod(sizes[dim] for dim in has)
+
+    before = moved(first, [*batch, *rows, *summed]) + moved(second, [*batch, *summed, *columns])
+    return moved(result, [*batch, *rows, *columns]), before
 
 
 def _contract_forward(
@@ -85,12 +118,7 @@ def _contract_backward(
         # more on the way, in columns. Here it finds the numbers, and turns them.
         left, gradient = jax.lax.optimization_barrier((left, gradient))
     left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cotangent_sharding(left), left.dtype)
-    of_right = cotangent_sharding(right)
-    if gradient.size < left.size:
-        # What stands first is turned around: the smaller one.
-        right_gradient = _summed(f"{result},{first}->{second}", gradient, left, of_right, right.dtype)
-    else:
-        right_gradient = _summed(f"{first},{result}->{second}", left, gradient, of_right, right.dtype)
+    right_gradient = _summed(f"{first},{result}->{second}", left, gradient, cotangent_sharding(right), right.dtype)
     return left_gradient, right_gradient
 
 

@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.kernels.attention import attention_weights, spread, weighted_values
+from pathways_lm.kernels.attention import Parts, attention, attention_weights, spread, weighted_values
 from pathways_lm.kernels.product import product
 from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
@@ -47,10 +47,6 @@ def decoded(kept: Array | Codes, dtype: jnp.dtype) -> Array:
     if isinstance(kept, Codes):
         return (kept.codes_BKSH.astype(jnp.float32) * kept.unit_BKS1).astype(dtype)
     return kept.astype(dtype)
-
-
-Parts = tuple[Array | None, Array | None]
-"""Keys or values of a cache [B, K, S, H], and those behind them [B, S, K, H]."""
 
 
 Store = Callable[[KeyValue | None, KeyValue | None], KeyValue]
@@ -179,6 +175,10 @@ class Attention(nnx.Module):
             return attention_weights(q, fresh, mask, bias, rules, config.scaled_attention, cached)
 
         def attend(q: Array, keys: Parts, values: Parts, sight: Sight, key: Array | None) -> Array:
+            if key is None or not config.dropout:
+                assert sight.mask_BTS is not None
+                keys, values = (keys[0], whole(keys[1])), (values[0], whole(values[1]))
+                return attention(q, keys, values, sight.mask_BTS, sight.bias_BTSN, rules, config.scaled_attention)
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
             return weighted_values(weights_BKTGS, whole(values[1]), rules, values[0])
 

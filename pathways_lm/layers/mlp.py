@@ -43,6 +43,26 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(gate: str, x: Array, y: Array) -> Array:
+    """f(x) * y. For the backward pass only these two are kept, and f is computed again."""
+    return GATES[gate](x) * y
+
+
+def _gated_forward(gate: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gated(gate, x, y), (x, y)
+
+
+def _gated_backward(gate: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    # Otherwise XLA could find what the forward pass computed, and keep it, where both are in one computation.
+    x, y = jax.lax.optimization_barrier(kept)
+    value, pull = jax.vjp(GATES[gate], x)
+    return pull(gradient * y)[0], gradient * value
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
 class MLP(nnx.Module):
     """f(x W) W2, or for `swiglu` and `geglu` (f(x W) * x V) W2 (Shazeer, arXiv:2002.05202)."""
 
@@ -67,7 +87,7 @@ class MLP(nnx.Module):
         config, rules = self.config, self.rules
         hidden_BLF = self._into(h_BLD, "up")
         if self.gated:
-            hidden_BLF = GATES[config.activation](self._into(h_BLD, "gate")) * hidden_BLF
+            hidden_BLF = gated(config.activation, self._into(h_BLD, "gate"), hidden_BLF)
         else:
             hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
         hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)

@@ -102,7 +102,22 @@ class Stack(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=False, policy=_INPUT_TO_HOST)
         elif self.gathers:
             body = jax.checkpoint(body, prevent_cse=False, policy=_but_gathered)
-        return jax.lax.scan(body, x, (stacked, per_layer, missing), unroll=self.unroll)
+        given = (stacked, per_layer, missing)
+        if self.unroll < self.num_layers:
+            return jax.lax.scan(body, x, given, unroll=self.unroll)
+        # All at once, and nothing of what the backward pass reads is put into stacks and taken out again.
+        told = []
+        for own in _unstacked(given):
+            x, out = body(x, own)
+            told.append(out)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *told)
+
+
+def _unstacked(tree: Any) -> list[Any]:
+    """Each layer's part of arrays with a leading dimension of layers."""
+    leaves, layout = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, [1] * leaf.shape[0]) for leaf in leaves]
+    return [jax.tree.unflatten(layout, [jnp.squeeze(part, 0) for part in layer]) for layer in zip(*parts, strict=True)]
 
 
 def _but_gathered(primitive: Any, *_: Any, **options: Any) -> bool:
