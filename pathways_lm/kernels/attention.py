@@ -10,7 +10,6 @@ from jax import Array
 from pathways_lm.kernels.product import contract
 from pathways_lm.sharding import Rules
 
-
 Parts = tuple[Array | None, Array | None]
 """Keys or values of a cache [B, K, S, H], and those behind them [B, S, K, H]."""
 
@@ -120,9 +119,7 @@ def _scores(
     q_BTKGH = _grouped(q_BTNH, K, rules)
     if scaled:
         q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
-    scores = [
-        contract(f"btkgh,{dims}->bktgs", q_BTKGH, keys, cut, jnp.float32) for dims, keys in parts
-    ]
+    scores = [contract(f"btkgh,{dims}->bktgs", q_BTKGH, keys, cut, jnp.float32) for dims, keys in parts]
     scores_BKTGS = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     if bias_BTSN is not None:
         B, T, S, N = bias_BTSN.shape

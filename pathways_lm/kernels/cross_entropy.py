@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over a vocabulary that may be cut along the mesh, and with the product that makes its logits."""
+"""Softmax cross-entropy over a vocabulary that may be cut along the mesh, also with the product that makes logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -182,9 +182,7 @@ def _each_part(work: Callable[[Any, Rows], Any], state: Any, rows: Rows, count: 
             out_sharding=rules("batch", "length", None, None, *whole),
         )
         by_part = jnp.moveaxis(by_device, 2, 0)
-        return jnp.reshape(
-            by_part, (count, B, L // count, *rest), out_sharding=rules(None, "batch", "length", *whole)
-        )
+        return jnp.reshape(by_part, (count, B, L // count, *rest), out_sharding=rules(None, "batch", "length", *whole))
 
     def join(part_PBLX: Array) -> Array:
         if part_PBLX.ndim == 1:

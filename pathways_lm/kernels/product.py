@@ -20,7 +20,6 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
-from pathways_lm.mesh import platform
 
 
 class _Codes(NamedTuple):
@@ -55,7 +54,8 @@ def check_matmuls(matmuls: str) -> None:
 def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None = None) -> Array:
     """`jnp.einsum(subscripts, left, right, out_sharding=out)`, summed in fp32, in `dtype` or that of `left`.
 
-    The operands are given to the product in the order in which no or few numbers must be turned around. Gradients are in the types of the operands, and so are the numbers that they are products of.
+    The operands are given to the product in the order in which no or few numbers must be turned around. Gradients are
+    in the types of the operands, and so are the numbers that they are products of.
 
     Args:
       subscripts: of two operands; a dimension that is summed over is in both.
@@ -70,7 +70,8 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding, dtyp
     first, left, second, right = min(orders, key=lambda order: _turned(*order, result))
     batch = [dim for dim in first if dim in second and dim in result]
     summed = [dim for dim in first if dim in second and dim not in result]
-    made = "".join(batch) + "".join(dim for dims in (first, second) for dim in dims if dim in result and dim not in batch)
+    kept = [dim for dims in (first, second) for dim in dims if dim in result and dim not in batch]
+    made = "".join([*batch, *kept])
     entries = dict(zip(result, out.spec.partitions, strict=True))
     spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=out.spec.unreduced, reduced=out.spec.reduced)
     places = [tuple(dims.index(dim) for dim in group) for group in (summed, batch) for dims in (first, second)]
@@ -113,10 +114,6 @@ def _contract_backward(
     left, right = operands
     first, second, result = _terms(subscripts)
     gradient = gradient.astype(left.dtype)
-    if platform(out.mesh) == "cpu":
-        # XLA turns what is summed over tokens around, and would work out the whole chain of operations before it once
-        # more on the way, in columns. Here it finds the numbers, and turns them.
-        left, gradient = jax.lax.optimization_barrier((left, gradient))
     left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cotangent_sharding(left), left.dtype)
     right_gradient = _summed(f"{first},{result}->{second}", left, gradient, cotangent_sharding(right), right.dtype)
     return left_gradient, right_gradient
@@ -126,7 +123,7 @@ contract.defvjp(_contract_forward, _contract_backward)
 
 
 def cotangent_sharding(operand: Array) -> NamedSharding:
-    """How the gradient of an operand of a product lies: where that is `reduced`, as sums still to be added over devices."""
+    """How the gradient of a product's operand lies: where that is `reduced`, as sums to be added over devices."""
     placed = jax.typeof(operand).sharding
     spec = placed.spec
     return placed.update(spec=PartitionSpec(*spec.partitions, reduced=spec.unreduced, unreduced=spec.reduced))

@@ -37,7 +37,7 @@ class Output(NamedTuple):
     """Logits of whether the second sentence follows the first."""
 
     @property
-    def logits_BLV(self) -> Array:
+    def logits_BLV(self) -> Array:  # noqa: N802
         """fp32, cut along the vocabulary."""
         return self.projection.logits()
 
