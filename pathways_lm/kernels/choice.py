@@ -4,6 +4,7 @@ plain     scores of all queries by all keys lie in memory, and for the backward 
 blocked   `layers.ring`: a running softmax takes keys in by tiles; forward and backward never hold length x length
 splash    the same as one kernel of a TPU (`kernels.splash`)
 cudnn     the same as one kernel of an NVIDIA GPU (`kernels.cudnn`)
+triton    another one, which takes packed documents (`kernels.triton`)
 """
 
 import math
@@ -19,7 +20,7 @@ from pathways_lm.sharding import Rules
 # on tiles are also faster (benchmarks/long_attention.py). Below, one product of matrices is as fast, and keeps little.
 SCORES_BYTES = 2**26
 LANES = 128
-"""A TPU's tiles of lengths and of what products sum over are multiples of this."""
+"""Lengths that kernels take, and the head sizes of TPUs, are multiples of this."""
 CUDNN_HEAD_DIM = 128
 """The largest that cuDNN takes back through the backward pass, on cards before those of Hopper and on them."""
 
@@ -78,6 +79,7 @@ def choose(
         "blocked": _not_blocked(rules, asked),
         "splash": _not_splash(config, rules, platform, asked),
         "cudnn": _not_cudnn(config, rules, platform, asked),
+        "triton": _not_triton(config, rules, platform, asked),
     }
     if wanted != "auto":
         if not refused[wanted]:
@@ -88,10 +90,12 @@ def choose(
 
 
 def _automatic(rules: Rules, platform: str, asked: Asked, refused: dict[str, str], num_heads: int) -> Choice:
-    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform)
-    if kernel and not refused[kernel]:
-        return Choice(kernel, f"the kernel of {platform.upper()}s serves")
-    without = f"no {kernel}: {refused[kernel]}; " if kernel else ""
+    kernels = {"tpu": ("splash",), "gpu": ("cudnn", "triton")}.get(platform, ())
+    without = ""
+    for kernel in kernels:
+        if not refused[kernel]:
+            return Choice(kernel, f"{without}the kernel of {platform.upper()}s serves")
+        without += f"no {kernel}: {refused[kernel]}; "
     held = scores_bytes(rules, asked, num_heads)
     size = f"scores of a layer are {_size(held)} a device"
     if held <= SCORES_BYTES:
@@ -150,6 +154,22 @@ def _not_cudnn(config: ModelConfig, rules: Rules, platform: str, asked: Asked) -
         return "documents packed into a row would need a mask of length x length"
     if config.head_dim % 8 or config.head_dim > CUDNN_HEAD_DIM:
         return f"model.head_dim={config.head_dim} is not a multiple of 8 up to {CUDNN_HEAD_DIM}"
+    return ""
+
+
+def _not_triton(config: ModelConfig, rules: Rules, platform: str, asked: Asked) -> str:
+    if platform != "gpu":
+        return f"it is a kernel of NVIDIA GPUs, and these devices are {platform}"
+    if reason := _not_a_kernel(rules, asked):
+        return reason
+    if config.window and asked.causal:
+        return "its masks have no model.window"
+    if config.head_dim > 256 or config.head_dim & (config.head_dim - 1) or config.head_dim < 16:
+        return f"model.head_dim={config.head_dim} is no power of two from 16 to 256"
+    if asked.queries != asked.keys:
+        return "an encoder's output has documents of its own"
+    if asked.queries % LANES:
+        return f"a length of {asked.queries} is not a multiple of {LANES}"
     return ""
 
 

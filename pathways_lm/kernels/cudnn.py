@@ -25,7 +25,7 @@ def cudnn_attention(
 
     def local(q: Array, k: Array, v: Array) -> Array:
         T, S = q.shape[1], k.shape[1]
-        with Work(pairs(T, S, causal, window), T, fused=True).named():
+        with Work(pairs(T, S, causal, window), T, T, fused=True).named():
             return jax.nn.dot_product_attention(
                 *(q, k, v),
                 scale=None if scaled else 1.0,

@@ -60,7 +60,7 @@ def splash_attention(
         attend = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))
         ids = None if segments is None else _module().SegmentIds(*segments)
         pairs = visited(T, S, causal, window) * block_q * block_kv
-        with Work(pairs, block_q, is_fused(S)).named():
+        with Work(pairs, T, block_q, is_fused(S)).named():
             y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, ids)
         return jnp.reshape(jnp.transpose(y_BKGTH, (0, 3, 1, 2, 4)), (B, T, N, H))
 

@@ -15,6 +15,7 @@ from pathways_lm.kernels.attention import attention_weights, spread, weighted_va
 from pathways_lm.kernels.cudnn import cudnn_attention
 from pathways_lm.kernels.product import product
 from pathways_lm.kernels.splash import splash_attention
+from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
@@ -216,6 +217,9 @@ class Attention(nnx.Module):
             if view.queries.segments_BL is not None and view.keys.segments_BL is not None:
                 segments = view.queries.segments_BL, view.keys.segments_BL
             return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments, view.causal, view.window, rules, scaled)
+        if view.by == "triton":
+            documents_BT = view.queries.segments_BL
+            return triton_attention(q_BTNH, k_BSKH, v_BSKH, documents_BT, view.causal, rules, scaled)
         if view.by == "cudnn":
             return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, view.causal, view.window, rules, scaled)
         table_RN, view = view.table_RN, replace(view, table_RN=None)

@@ -56,7 +56,7 @@ class Plan:
     price: float | None = None
     """Of a device and hour, in whatever currency it was given."""
     attention: str = ""
-    """Which is chosen and why, where a compiler made the step."""
+    """Which is chosen, and why."""
 
     @property
     def compiled(self) -> bool:
@@ -141,7 +141,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
         step = make_step(model, optimizer, schedule, experiment.train)
         compiled = compile_step(step, model, optimizer, batch, without_a_device(machine))
     except jax.errors.JaxRuntimeError as error:
-        raise _refusal(experiment.name, machine, str(error)) from error
+        raise refusal(experiment.name, machine, str(error)) from error
     compile_seconds = time.perf_counter() - began
     program = parse(compiled.as_text())
     cost = roofline(segments(program, dict(mesh.shape)), Network(machine, places(machine, mesh.devices)))
@@ -190,7 +190,8 @@ def shard_bytes(tree: Any) -> float:
     )
 
 
-def _refusal(name: str, machine: Machine, said: str) -> Exception:
+def refusal(name: str, machine: Machine, said: str) -> Exception:
+    """What a compiler's error becomes."""
     first = said.strip().splitlines()[0]
     where = f"'{name}' on {machine.name}"
     if "RESOURCE_EXHAUSTED" not in first:

@@ -16,7 +16,8 @@ _FREE |= {"opt-barrier", "domain", "custom-call", "recv"}
 
 # Products of an attention's kernels, each over all pairs of queries and keys that it visits: scores and values; the
 # gradients of keys and values with scores and the gradients of weights again; of queries, with these again.
-_KERNELS = (("_fwd", 2), ("_dkv", 4), ("_dq", 3))
+_KERNELS = (("_fwd", 2), ("_dkv", 4), ("_dq", 3), ("mha_forward", 2), ("mha_backward", 4 + 3))
+_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,19 @@ def kernel_arithmetic(computation: Computation, instruction: Instruction) -> tup
     Its operands are read and its results written once, and for each block of queries the keys and values that it
     visits; in a backward pass by blocks of keys it is the queries and gradients that are read so often.
     """
-    if instruction.opcode != "custom-call" or "tpu_custom_call" not in instruction.attributes:
+    if instruction.opcode != "custom-call" or not any(target in instruction.attributes for target in _TARGETS):
         return None
     name = scope_of(instruction)
     work = work_in(name)
-    products = next((count for phase, count in _KERNELS if phase in name.rpartition("splash")[2]), None)
+    products = next((count for phase, count in _KERNELS if phase in name), None)
     if work is None or products is None:
         return None
     if products == 4 and work.fused:
         products += 1
     given = [computation.instructions[operand].shapes[0] for operand in instruction.operands]
     queries = next(shape for shape in given if len(shape.dims) > 2 and shape.dtype in ("bf16", "f16", "f32"))
-    pairs = float(work.pairs * math.prod(queries.dims[:-2]))
     size = queries.dims[-1]
+    pairs = work.pairs * math.prod(queries.dims) / (work.length * size)
     again = 2 * pairs / work.block * size * queries.num_bytes / math.prod(queries.dims)
     return 2 * products * pairs * size, _plain_bytes(computation, instruction) + again
 

@@ -35,11 +35,12 @@ def on(ring=False, **axes):
     ("changes", "short", "long"),
     [
         ({}, {"cpu": "plain", "tpu": "splash", "gpu": "cudnn"}, {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn"}),
-        ({"packed": True}, {"tpu": "splash"}, {"tpu": "splash", "gpu": "blocked"}),
+        ({"packed": True}, *[{"tpu": "splash", "gpu": "triton"}] * 2),
         ({"relative": True}, {}, {}),
         ({"prefix": True}, {}, {}),
         ({"gapless": False}, {}, {}),
-        ({"half": False}, {"tpu": "splash"}, {"tpu": "splash"}),
+        ({"half": False}, *[{"tpu": "splash", "gpu": "triton"}] * 2),
+        ({"keys": 250}, {}, {}),
         ({"drops": True}, {}, dict.fromkeys(("cpu", "tpu", "gpu"), "plain")),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
@@ -66,6 +67,10 @@ def test_auto(platform, changes, short, long):
         ("gpu", "cudnn", SHORT._replace(half=False), {}, "train.precision is fp32"),
         ("gpu", "cudnn", SHORT._replace(packed=True), {}, "documents"),
         ("gpu", "cudnn", SHORT, {"head_dim": 256}, "model.head_dim=256"),
+        ("gpu", "triton", SHORT, {"head_dim": 96}, "model.head_dim=96"),
+        ("gpu", "triton", SHORT, {"window": 10}, "model.window"),
+        ("gpu", "triton", SHORT._replace(keys=128), {}, "an encoder's output"),
+        ("tpu", "triton", SHORT, {}, "a kernel of NVIDIA GPUs"),
     ],
 )
 def test_named_ones(platform_name, attention, asked, config, words, monkeypatch):

@@ -38,7 +38,7 @@ def recomputed(work: Work, tower: Tower) -> list[Arithmetic]:
     if work.model.remat == "attention":
         # Others keep no weights, whatever `remat` says.
         for module in _attentions(work.of(tower.name)):
-            if work.attentions["cross" if module.module == "cross" else tower.name] != "plain":
+            if work.attentions["cross" if module.module == "cross" else tower.name].name != "plain":
                 continue
             again += weights_again(work, tower, module)
     if work.model.remat in BLOCKS:

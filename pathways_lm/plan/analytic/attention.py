@@ -26,7 +26,7 @@ def _seen(work: Work, tower: Tower, query: Parameter) -> _Seen:
     heads, size = work.cuts.sizes(query)[1:]
     cross = query.module == "cross"
     seen = tower.memory if cross else tower.seen
-    by = work.attentions["cross" if cross else tower.name]
+    by = work.attentions["cross" if cross else tower.name].name
     share, blocks = 1.0, 1.0
     causal, window = tower.name == "decoder" and not cross, work.model.window
     if by == "splash":
@@ -38,7 +38,7 @@ def _seen(work: Work, tower: Tower, query: Parameter) -> _Seen:
         # Blocks and tiles come in equal numbers, of which half and the diagonal are seen.
         count = -(-tower.seen // tiles.TILE)
         share = (count + 1) / (2 * count)
-    elif by == "cudnn" and causal:
+    elif by in ("cudnn", "triton") and causal:
         share = 0.5
     pairs = share * tower.tokens * heads * seen
     ends = work.item * (tower.tokens + tower.rows * seen) * heads * size
@@ -68,7 +68,8 @@ def attention_gradients(work: Work, tower: Tower, query: Parameter) -> list[Arit
     """
     seen = _seen(work, tower, query)
     if is_kernel(seen.by):
-        fused = seen.by != "splash" or splash.is_fused(tower.memory if query.module == "cross" else tower.seen)
+        length = tower.memory if query.module == "cross" else tower.seen
+        fused = seen.by == "cudnn" or (seen.by == "splash" and splash.is_fused(length))
         products, passes = (5, 1) if fused else (7, 2)
         flops = 2 * products * seen.pairs * seen.head_dim
         return [Arithmetic(flops, passes * 4 * max(1.0, seen.blocks) * seen.ends, "attention")]
@@ -105,4 +106,4 @@ def working_scores(work: Work, tower: Tower, query: Parameter) -> float:
 
 def is_kernel(by: str) -> bool:
     """Whether no score leaves the chip."""
-    return by in ("splash", "cudnn")
+    return by in ("splash", "cudnn", "triton")

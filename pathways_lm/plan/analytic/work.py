@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from pathways_lm.config import DataConfig, Experiment, ModelConfig
 from pathways_lm.data.objectives import abstract_batch
-from pathways_lm.kernels.choice import Asked, choose
+from pathways_lm.kernels.choice import Asked, Choice, choose
 from pathways_lm.models.attentions import asked_of
 from pathways_lm.plan.analytic.parameters import Cuts, Parameter, neutral_model, parameters
 from pathways_lm.train.flops import read_tokens
@@ -52,8 +52,8 @@ class Work:
     """Bytes of a number in arithmetic."""
     fused: bool
     """Whether the machine's compiler fuses what stands around a product into it, as TPU's does and GPUs' does not."""
-    attentions: Mapping[str, str]
-    """By tower, and `cross`: which attention is chosen, by its name in `kernels.choice`."""
+    attentions: Mapping[str, Choice]
+    """Which are chosen, by tower and `cross`."""
 
     @property
     def model(self) -> ModelConfig:
@@ -102,12 +102,12 @@ def work_of(experiment: Experiment, cuts: Cuts, fused: bool) -> Work:
     return Work(experiment, cuts, stages, tuple(towers), found, item, fused, _attentions(experiment, cuts, fused))
 
 
-def _attentions(experiment: Experiment, cuts: Cuts, fused: bool) -> dict[str, str]:
-    """Names by tower. What is asked does not depend on the layout, but for how many sequences a microbatch has."""
+def _attentions(experiment: Experiment, cuts: Cuts, fused: bool) -> dict[str, Choice]:
+    """By tower. What is asked does not depend on the layout, but for how many sequences a microbatch has."""
     rows = experiment.data.batch_size // experiment.train.microbatches
     platform = "tpu" if fused else "gpu"
     return {
-        name: choose(experiment.model, cuts.rules, each._replace(rows=rows), strict=True, platform=platform).name
+        name: choose(experiment.model, cuts.rules, each._replace(rows=rows), strict=True, platform=platform)
         for name, each in _asked(experiment.model, experiment.data, experiment.train.precision)
     }
 

@@ -1,4 +1,4 @@
-"""The TPU's kernel, step by step on CPUs, beside softmax attention in float64."""
+"""The kernels of TPUs and GPUs, step by step on CPUs, beside softmax attention in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 from pathways_lm.config import MeshConfig
 from pathways_lm.kernels import splash
 from pathways_lm.kernels.attention import spread
+from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
@@ -30,17 +31,22 @@ def softmax_attention(q, k, v, mask, dy):
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "causal", "window", "packed", "axes"),
+    ("kernel", "kv_heads", "causal", "window", "packed", "axes"),
     [
-        (1, True, 0, True, {"data": 2, "tensor": 2}),
-        (4, True, 0, False, {}),
-        (2, True, 100, True, {"tensor": 2}),
-        (4, False, 0, True, {"data": 2, "tensor": 2}),
+        ("splash", 1, True, 0, True, {"data": 2, "tensor": 2}),
+        ("splash", 4, True, 0, False, {}),
+        ("splash", 2, True, 100, True, {"tensor": 2}),
+        ("splash", 4, False, 0, True, {"data": 2, "tensor": 2}),
+        ("splash in two kernels", 1, True, 0, True, {}),
+        ("triton", 1, True, 0, True, {"data": 2, "tensor": 2}),
+        ("triton", 4, False, 0, True, {}),
+        ("triton", 2, True, 0, False, {"tensor": 2}),
     ],
 )
-def test_it_is_attention(kv_heads, causal, window, packed, axes, monkeypatch):
+def test_it_is_attention(kernel, kv_heads, causal, window, packed, axes, monkeypatch):
     """Output and gradients; blocks that nobody sees, and heads of keys fewer than parts, included."""
     monkeypatch.setattr(splash, "BLOCK", 128)
+    monkeypatch.setattr(splash, "FUSED_BLOCKS", 1 if "two" in kernel else 8)
     rules = make_rules("palm_2d", make_mesh(MeshConfig(**{"data": 1, **axes})))
     random = np.random.default_rng(kv_heads)
     q, dy = (random.normal(size=(B, T, N, H)).astype(np.float32) for _ in range(2))
@@ -57,7 +63,10 @@ def test_it_is_attention(kv_heads, causal, window, packed, axes, monkeypatch):
     def weighed(q, k, v, rows, dy):
         segments = (rows, rows) if packed else None
         k, v = (spread(each, None, rules) for each in (k, v))
-        y = splash.splash_attention(q, k, v, segments, causal, window, rules, scaled=True, interpret=True)
+        if kernel == "triton":
+            y = triton_attention(q, k, v, rows if packed else None, causal, rules, scaled=True, interpret=True)
+        else:
+            y = splash.splash_attention(q, k, v, segments, causal, window, rules, scaled=True, interpret=True)
         return jnp.sum(y * dy), y
 
     heads = "heads" if kv_heads % rules.parts("heads") == 0 and kv_heads > 1 else None
