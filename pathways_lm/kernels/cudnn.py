@@ -21,7 +21,7 @@ def cudnn_attention(
       [B, T, N, H], as the queries lie.
     """
     heads = "heads" if k_BSKH.shape[2] > 1 else None
-    queries, keys = rules("batch", None, "heads", None).spec, rules("batch", None, heads, None).spec
+    queries, keys = rules("batch", "length", "heads", None).spec, rules("batch", "length", heads, None).spec
 
     def local(q: Array, k: Array, v: Array) -> Array:
         T, S = q.shape[1], k.shape[1]

@@ -45,8 +45,8 @@ def splash_attention(
     Lengths are multiples of 128, as `kernels.choice` makes sure of.
     """
     heads = "heads" if k_BSKH.shape[2] > 1 else None
-    queries = rules("batch", None, "heads", None).spec
-    keys, rows = rules("batch", None, heads, None).spec, rules("batch", None).spec
+    queries = rules("batch", "length", "heads", None).spec
+    keys = rules("batch", "length", heads, None).spec
 
     def local(q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None) -> Array:
         (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
@@ -64,7 +64,12 @@ def splash_attention(
             y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, ids)
         return jnp.reshape(jnp.transpose(y_BKGTH, (0, 3, 1, 2, 4)), (B, T, N, H))
 
-    in_specs = (queries, keys, keys, None if segments is None else (rows, rows))
+    in_specs = (
+        queries,
+        keys,
+        keys,
+        None if segments is None else (rules("batch", "length").spec, rules("batch", None).spec),
+    )
     return jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=queries, check_vma=False)(
         q_BTNH, k_BSKH, v_BSKH, segments
     )

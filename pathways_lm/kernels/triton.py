@@ -41,7 +41,7 @@ def triton_attention(
     Lengths are multiples of 128, as `kernels.choice` makes sure of.
     """
     heads = "heads" if k_BTKH.shape[2] > 1 else None
-    queries, keys = rules("batch", None, "heads", None).spec, rules("batch", None, heads, None).spec
+    queries, keys = rules("batch", "length", "heads", None).spec, rules("batch", "length", heads, None).spec
 
     def local(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
         T, N, H = q.shape[1:]
@@ -59,7 +59,7 @@ def triton_attention(
                 interpret=interpret,
             )
 
-    in_specs = (queries, keys, keys, None if segments_BT is None else rules("batch", None).spec)
+    in_specs = (queries, keys, keys, None if segments_BT is None else rules("batch", "length").spec)
     mapped = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=queries, check_vma=False)
     return mapped(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 

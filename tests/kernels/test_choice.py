@@ -40,7 +40,7 @@ def on(ring=False, **axes):
         ({"prefix": True}, {}, {}),
         ({"gapless": False}, {}, {}),
         ({"half": False}, *[{"tpu": "splash", "gpu": "triton"}] * 2),
-        ({"keys": 250}, {}, {}),
+        ({"keys": 250}, *[{"gpu": "cudnn"}] * 2),
         ({"drops": True}, {}, dict.fromkeys(("cpu", "tpu", "gpu"), "plain")),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),

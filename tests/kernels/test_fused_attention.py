@@ -61,16 +61,17 @@ def test_it_is_attention(kernel, kv_heads, causal, window, packed, axes, monkeyp
     expected = softmax_attention(q, k, v, mask, dy)
 
     def weighed(q, k, v, rows, dy):
-        segments = (rows, rows) if packed else None
-        k, v = (spread(each, None, rules) for each in (k, v))
+        rows_BT = jax.sharding.reshard(rows, rules("batch", "length"))
+        segments = (rows_BT, rows) if packed else None
+        k, v = (spread(each, "length", rules) for each in (k, v))
         if kernel == "triton":
-            y = triton_attention(q, k, v, rows if packed else None, causal, rules, scaled=True, interpret=True)
+            y = triton_attention(q, k, v, rows_BT if packed else None, causal, rules, scaled=True, interpret=True)
         else:
             y = splash.splash_attention(q, k, v, segments, causal, window, rules, scaled=True, interpret=True)
         return jnp.sum(y * dy), y
 
     heads = "heads" if kv_heads % rules.parts("heads") == 0 and kv_heads > 1 else None
-    place = lambda x, name: jax.device_put(x, rules("batch", None, name, None))  # noqa: E731
+    place = lambda x, name: jax.device_put(x, rules("batch", "length", name, None))  # noqa: E731
     given = place(q, "heads"), place(k, heads), place(v, heads), jax.device_put(rows, rules("batch", None))
     gradient = jax.jit(jax.grad(weighed, argnums=(0, 1, 2), has_aux=True))
     gradients, y = jax.device_get(gradient(*given, place(dy, "heads")))
