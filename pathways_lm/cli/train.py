@@ -83,15 +83,16 @@ def main(arguments: argparse.Namespace) -> int:
         rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
         check_fit(experiment, rules)
         check_lengths(experiment.data, rules)
+        policy = POLICIES[experiment.train.precision]
+        model = Model(experiment.model, rules, policy.stored)
+        example, half = abstract_batch(experiment.data), policy.compute.itemsize == 2
+        attention = told(attentions(model, example, experiment.train.microbatches, half))
         if first:
             folder.create()
             stack.enter_context(folder.lock())
-        model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
-        half = POLICIES[experiment.train.precision].compute.itemsize == 2
-        found = attentions(model, abstract_batch(experiment.data), experiment.train.microbatches, half)
-        console.print(told(found), highlight=False, soft_wrap=True)
+        console.print(attention, highlight=False, soft_wrap=True)
         # Patterns that fit no parameter are told before a corpus is prepared.
         treatments(experiment.optimizer, model)
         begins = experiment.train.init_from and not folder.has_checkpoint(experiment)
