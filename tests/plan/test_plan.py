@@ -130,7 +130,9 @@ def test_a_decoding_step(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "plan" / "decode.json").read_text())
     model = experiment("palm/tiny").model
-    assert told["cache"] == 2 * 2 * model.num_layers * 4 * model.num_kv_heads * 256 * model.head_dim
+    pairs = 2 * 2 * model.num_layers * 4 * model.num_kv_heads * 256 * model.head_dim
+    # And where tokens stand, and the next slot.
+    assert told["cache"] == pairs + 4 * 4 * 256 + 4
     assert told["cache"] + told["parameters"] < told["peak"] < told["capacity"]
     assert told["least_seconds"] <= told["step_seconds"]
     assert "at least" in done.stdout
