@@ -111,6 +111,9 @@ class Device:
     def __init__(
         self, q: Array, kv_shape: tuple[int, ...], table: Array | None, known: Known, rules: Rules, scaled: bool
     ):
+        # Otherwise JAX finds that masks depend on nothing that layers change, and makes those of all blocks and tiles,
+        # length x length, in front of the loop over layers.
+        q, known = jax.lax.optimization_barrier((q, known))
         self.T, (self.S, self.kv_heads) = q.shape[1], kv_shape[1:3]
         self.scale = q.shape[-1] ** -0.5 if scaled else 1.0
         self.table = table
