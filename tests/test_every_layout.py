@@ -58,6 +58,7 @@ class Layout:
     pipeline: str = "1f1b"
     microbatches: int = 1
     remat: str = "none"
+    attention: str = "plain"
 
     @property
     def mesh_config(self) -> MeshConfig:
@@ -160,7 +161,10 @@ def draw(model: Model) -> dict:
 def computed(layout: Layout) -> tuple:
     """Gradients, sums of the loss, and what routers add to it."""
     mesh = make_mesh(layout.mesh_config)
-    model = Model(replace(FAMILIES[layout.family], remat=layout.remat), rules_of(layout.mesh_config, mesh))
+    model = Model(
+        replace(FAMILIES[layout.family], remat=layout.remat, attention=layout.attention),
+        rules_of(layout.mesh_config, mesh),
+    )
     train = TrainConfig(num_steps=1, microbatches=layout.microbatches, pipeline=layout.pipeline)
     rows = batch(model)
     compute = jax.jit(partial(gradient_sums, model, train), compiler_options=compiler_options(mesh))
@@ -210,6 +214,20 @@ def test_quick_ones_exist():
 
 @pytest.mark.parametrize("layout", map(marked, LAYOUTS))
 def test_layout(layout):
+    assert largest_error(layout) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("dense", "data=2 tensor=4", attention="blocked"),
+        Layout("dense", "stage=2 data=2 tensor=2", "1f1b", 4, attention="blocked"),
+        Layout("encoder-decoder", "stage=2 data=2 tensor=2", "gpipe", 2, attention="blocked"),
+    ],
+    ids=str,
+)
+def test_tiles(layout):
+    """Attention that holds no scores, beside one device's that does."""
     assert largest_error(layout) <= LIMIT
 
 

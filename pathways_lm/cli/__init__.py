@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--compile", type=int, default=3, metavar="N", help="of a search: how many of the best (default %(default)s)"
     )
+    plan.add_argument(
+        "--decode", metavar="NxL", help="a decoding step of N sequences with L cached tokens, not training"
+    )
     plan.add_argument("--price", type=float, metavar="P", help="of a device and hour, for the cost of the run")
 
     convert = parsers["convert"]

@@ -15,7 +15,7 @@ from pathways_lm.plan.machine import Machine, parse_machine
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints the plan and writes plan.json and plan.html, or search.json, search.html and override.txt.
+    """Prints the plan and writes plan.json and plan.html; decode.json; or search.json, search.html and override.txt.
 
     Returns 0, or 1 where the step, or every layout, does not fit.
     """
@@ -38,6 +38,8 @@ def main(arguments: argparse.Namespace) -> int:
             f"pathways-lm: the compiler of {package} is not installed ('make compilers'); by formulas", file=sys.stderr
         )
     folder = Path(arguments.out or Path("runs") / "plans" / f"{experiment.name}@{arguments.machine.replace(':', '-')}")
+    if arguments.decode is not None:
+        return _decode(arguments, experiment, machine, folder, compiling)
     if arguments.search:
         return _search(arguments, experiment, machine, folder, compiling)
     return _plan(arguments, experiment, machine, folder, compiling)
@@ -59,6 +61,25 @@ def _plan(
     _write(folder, "plan.html", as_page(plan))
     print(folder / "plan.html")
     return 0 if plan.memory.fits else _does_not_fit(too_large(plan), experiment, machine)
+
+
+def _decode(
+    arguments: argparse.Namespace, experiment: Experiment, machine: Machine, folder: Path, compiling: bool
+) -> int:
+    from pathways_lm.plan.decode import in_words, make_decode_plan, parse_decode
+    from pathways_lm.plan.plan import DoesNotFitError
+
+    rows, slots = parse_decode(arguments.decode)
+    if not compiling or arguments.search:
+        raise ConfigError("--decode needs the machine's compiler, and goes neither with --analytic nor with --search")
+    try:
+        plan = make_decode_plan(experiment, machine, rows, slots)
+    except DoesNotFitError as error:
+        print(f"pathways-lm: {error}", file=sys.stderr)
+        return 1
+    print(in_words(plan))
+    _write(folder, "decode.json", json.dumps(plan.as_json(), indent=1) + "\n")
+    return 0 if plan.fits else 1
 
 
 def _does_not_fit(error: Exception, experiment: Experiment, machine: Machine) -> int:

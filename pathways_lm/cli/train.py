@@ -26,10 +26,11 @@ from pathways_lm.data.balance import Balance
 from pathways_lm.data.cache import TRAIN, Corpus, prepare
 from pathways_lm.data.course import Course
 from pathways_lm.data.loader import Loader
-from pathways_lm.data.objectives import check_lengths, make_objective
+from pathways_lm.data.objectives import abstract_batch, check_lengths, make_objective
 from pathways_lm.data.ramp import Ramp, check_ramp, make_ramp, microbatches
 from pathways_lm.errors import UserError
 from pathways_lm.mesh import join_processes, make_mesh
+from pathways_lm.models.attentions import attentions, told
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
@@ -82,12 +83,16 @@ def main(arguments: argparse.Namespace) -> int:
         rules = rules_of(experiment.mesh, make_mesh(experiment.mesh))
         check_fit(experiment, rules)
         check_lengths(experiment.data, rules)
+        policy = POLICIES[experiment.train.precision]
+        model = Model(experiment.model, rules, policy.stored)
+        example, half = abstract_batch(experiment.data), policy.compute.itemsize == 2
+        attention = told(attentions(model, example, experiment.train.microbatches, half))
         if first:
             folder.create()
             stack.enter_context(folder.lock())
-        model = Model(experiment.model, rules, POLICIES[experiment.train.precision].stored)
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
+        console.print(attention, highlight=False, soft_wrap=True)
         # Patterns that fit no parameter are told before a corpus is prepared.
         treatments(experiment.optimizer, model)
         begins = experiment.train.init_from and not folder.has_checkpoint(experiment)

@@ -122,6 +122,10 @@ class ModelConfig(Checked):
     moe: MoEConfig = MoEConfig()
     matmuls: str = bounded("", one_of=("", "int8", "fp8"))
     """Numbers that the kernels of attention and dense MLPs multiply; empty takes the type of the arithmetic."""
+    attention: str = bounded("auto", one_of=("auto", "plain", "blocked", "splash", "cudnn", "triton"))
+    """How attention is computed (`kernels/choice.py`): `auto` takes the kernel of the platform where it serves, else
+    `plain` for short sequences and `blocked` for long ones. Where a run is looked at on another platform than the one
+    it trains on, a kernel that is not there is replaced."""
     remat: str = bounded("none", one_of=("none", "attention", "block", "offload"))
     """What the backward pass computes again: nothing, attention (PaLM 8B and 62B), or whole blocks from their inputs,
     which `offload` keeps in the hosts' memory."""

@@ -12,13 +12,16 @@ from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.attention import Parts, attention, attention_weights, spread, weighted_values
+from pathways_lm.kernels.cudnn import cudnn_attention
 from pathways_lm.kernels.product import product
+from pathways_lm.kernels.splash import splash_attention
+from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, zeros
 from pathways_lm.layers.position import rotate
 from pathways_lm.layers.ring import ring_attention
-from pathways_lm.layers.tiles import Ring
+from pathways_lm.layers.tiles import View
 from pathways_lm.sharding import Rules
 
 KeyValue = tuple[Any, Any]
@@ -62,8 +65,8 @@ class Sight(NamedTuple):
     """Rotary angles at the queries' positions."""
     bias_BTSN: Array | None = None
     """Added to the scores, cut along heads. B may be 1."""
-    ring: Ring | None = None
-    """In place of mask and bias: keys and values go round."""
+    view: View | None = None
+    """In place of mask and bias, for attention that never holds length x length."""
 
 
 def computed_again(function: Callable) -> Callable:
@@ -182,12 +185,11 @@ class Attention(nnx.Module):
             weights_BKTGS = weights_dropout(weigh(q, keys, sight), config.dropout, key, rules)
             return weighted_values(weights_BKTGS, whole(values[1]), rules, values[0])
 
-        if sight.ring is not None:
+        if sight.view is not None:
             # The layer keeps nothing larger than its queries: there is nothing to gain from `remat`.
             assert k_BSKH is not None and v_BSKH is not None
             fresh = k_BSKH, v_BSKH = spread(k_BSKH, "length", rules), spread(v_BSKH, "length", rules)
-            table_RN, ring = sight.ring.table_RN, replace(sight.ring, table_RN=None)
-            a_BTNH = ring_attention(q_BTNH, k_BSKH, v_BSKH, table_RN, ring, rules, config.scaled_attention)
+            a_BTNH = self._without_scores(q_BTNH, k_BSKH, v_BSKH, sight.view)
         else:
             attend = computed_again(attend) if config.remat == "attention" else attend
             a_BTNH = attend(q_BTNH, keys, values, sight, key)
@@ -206,6 +208,22 @@ class Attention(nnx.Module):
             y_BTD = y_BTD + reshard(self.out_bias[...], rules("residual"))
         weights = _by_head(weigh(q_BTNH, keys, sight), rules) if show_weights else None
         return Attended(y_BTD, fresh, weights)
+
+    def _without_scores(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, view: View) -> Array:
+        """By the view's attention."""
+        rules, scaled = self.rules, self.config.scaled_attention
+        if view.by == "splash":
+            segments = None
+            if view.queries.segments_BL is not None and view.keys.segments_BL is not None:
+                segments = view.queries.segments_BL, view.keys.segments_BL
+            return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments, view.causal, view.window, rules, scaled)
+        if view.by == "triton":
+            documents_BT = view.queries.segments_BL
+            return triton_attention(q_BTNH, k_BSKH, v_BSKH, documents_BT, view.causal, rules, scaled)
+        if view.by == "cudnn":
+            return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, view.causal, view.window, rules, scaled)
+        table_RN, view = view.table_RN, replace(view, table_RN=None)
+        return ring_attention(q_BTNH, k_BSKH, v_BSKH, table_RN, view, rules, scaled)
 
     def _project(self, x_BLD: Array, name: str, heads: str | None) -> Array:
         """[B, L, heads, H]"""

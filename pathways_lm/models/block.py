@@ -168,9 +168,9 @@ class Block(nnx.Module):
     def _sight(self, scene: Scene) -> Sight:
         if self.config.positions != "relative_per_layer":
             return scene.sight
-        if scene.sight.ring is not None:
-            ring = replace(scene.sight.ring, table_RN=self.relative_bias.table[...])
-            return scene.sight._replace(ring=ring)
+        if scene.sight.view is not None:
+            view = replace(scene.sight.view, table_RN=self.relative_bias.table[...])
+            return scene.sight._replace(view=view)
         assert scene.buckets_BTS is not None
         return scene.sight._replace(bias_BTSN=self.relative_bias(scene.buckets_BTS))
 

@@ -9,13 +9,14 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.choice import Asked, choose
 from pathways_lm.kernels.zigzag import cut, lay
 from pathways_lm.layers.attention import Sight, Store
 from pathways_lm.layers.mask import Places, visible
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.position import RelativeBias, relative_buckets, rotary_angles
 from pathways_lm.layers.stack import Stack
-from pathways_lm.layers.tiles import Ring
+from pathways_lm.layers.tiles import View
 from pathways_lm.models.block import Block, Out, Own, Scene
 from pathways_lm.sharding import Rules
 
@@ -106,7 +107,11 @@ class Tower(nnx.Module):
           The last block's output, which `close` normalises, and what the blocks tell: each array has a leading
           dimension of layers, routing of MoE layers only.
         """
-        scene = self._scene(queries, keys, memory, self.relative(queries, keys, show), show)
+        trains, by = key is not None, ("plain", "plain")
+        if not show:
+            # Who asks to see the weights gets them whole, from keys that are gathered.
+            by = self._chosen(x_BTD, queries, keys, memory, trains)
+        scene = self._scene(queries, keys, memory, self.relative(queries, keys, by[0]), by, show)
         own = Own(key=self.layer_keys(key))
         x_BTD, outs = self.blocks(x_BTD, scene, per_layer=self._fold_all(own))
         return x_BTD, self._by_layer(outs)
@@ -125,7 +130,8 @@ class Tower(nnx.Module):
           The last block's output, and what the blocks tell of their keys and values: as `layers`, with a leading
           dimension or one by one.
         """
-        scene = self._scene(queries, keys, memory, self.relative(queries, keys), show=False)
+        by = ("plain", "plain")
+        scene = self._scene(queries, keys, memory, self.relative(queries, keys, by[0]), by)
         scene = scene._replace(store=layers.store)
         own = Own(layers.cached, layers.remembered)
         if layers.parameters is None:
@@ -160,19 +166,56 @@ class Tower(nnx.Module):
           keys: of their layers, from `layer_keys`.
           missing: bool, true for blocks that only fill up.
         """
-        scene = self._scene(queries, queries, memory, relative, show=False)
+        by = self._chosen(x_BTD, queries, queries, memory, trains=keys is not None)
+        scene = self._scene(queries, queries, memory, relative, by)
         own = self._fold_all(Own(key=keys))
         x_BTD, outs = self.blocks.run(stacked, x_BTD, scene, per_layer=own, missing=missing)
         return x_BTD, self._by_layer(outs)
 
-    def relative(self, queries: Places, keys: Places, show: bool = False) -> Array | None:
-        """What all layers share of relative positions, where they do: the bias [B, T, S, N], or its table for a ring.
+    def asked(
+        self, rows: int, queries: Places, keys: Places, trains: bool, cross: bool = False, half: bool = True
+    ) -> Asked:
+        """What the layers' attention must do: to themselves or, for `cross`, to an encoder's output.
+
+        Args:
+          rows: sequences of the microbatch.
+          trains: whether there is a key, for dropout.
+          half: whether the arithmetic is in bf16 or fp16.
+        """
+        config = self.config
+        return Asked(
+            rows=rows,
+            queries=queries.positions_BL.shape[1],
+            keys=keys.positions_BL.shape[1],
+            causal=self.causal and not cross,
+            packed=queries.segments_BL is not None or keys.segments_BL is not None,
+            prefix=self.causal and not cross and keys.prefix_BL is not None,
+            relative=config.positions in ("relative", "relative_per_layer") and not cross,
+            drops=trains and config.dropout > 0,
+            half=half,
+            gapless=all(each.segments_BL is not None or each.positions_BL.shape[0] == 1 for each in (queries, keys)),
+        )
+
+    def _chosen(
+        self, x_BTD: Array, queries: Places, keys: Places, memory: tuple[Array | None, Places] | None, trains: bool
+    ) -> tuple[str, str]:
+        """The attentions to own tokens and to an encoder's, by their names in `kernels.choice`."""
+        rows, half = x_BTD.shape[0], x_BTD.dtype.itemsize == 2
+        own = choose(self.config, self.rules, self.asked(rows, queries, keys, trains, half=half)).name
+        if memory is None:
+            return own, "plain"
+        cross = self.asked(rows, queries, memory[1], trains, cross=True, half=half)
+        return own, choose(self.config, self.rules, cross).name
+
+    def relative(self, queries: Places, keys: Places, by: str) -> Array | None:
+        """What all layers share of relative positions, where they do: the bias [B, T, S, N], or for others than
+        `plain` attention its table.
 
         B is 1 for whole sequences.
         """
         if self.config.positions != "relative":
             return None
-        if self.rules.ring and not show:
+        if by != "plain":
             # What a scan closes over must be told how it lies.
             return reshard(self.relative_bias.table[...], self.rules("norm", "heads"))
         return self.relative_bias(self._buckets(queries, keys))
@@ -192,31 +235,30 @@ class Tower(nnx.Module):
         keys: Places,
         memory: tuple[Array | None, Places] | None,
         relative: Array | None,
-        show: bool,
+        by: tuple[str, str],
+        show: bool = False,
     ) -> Scene:
         config, rules = self.config, self.rules
         laid: Places = jax.tree.map(lambda rows_BL: cut(rows_BL, rules), queries)
         angles = memory_BSD = memory_sight = buckets_BTS = None
         if config.positions == "rotary":
             angles = rotary_angles(laid.positions_BL, config.head_dim, config.rope_base)
-        # Who asks to see the weights gets them whole, from keys that are gathered.
-        ring = rules.ring and not show
-        if ring:
-            sight = Sight(None, angles, ring=self._ring(laid, keys, self.causal, relative))
+        window = config.window if self.causal else 0
+        if by[0] != "plain":
+            sight = Sight(None, angles, view=self._view(laid, keys, self.causal, relative, window, by[0]))
         else:
             buckets_BTS = self._buckets(queries, keys) if config.positions == "relative_per_layer" else None
-            window = config.window if self.causal else 0
             sight = Sight(visible(laid, keys, self.causal, window), angles, relative)
         if memory is not None:
             memory_BSD = None if memory[0] is None else reshard(memory[0], rules("batch", "length", None))
-            if ring:
-                memory_sight = Sight(None, ring=self._ring(laid, memory[1], causal=False, table_RN=None))
+            if by[1] != "plain":
+                memory_sight = Sight(None, view=self._view(laid, memory[1], False, None, 0, by[1]))
             else:
                 memory_sight = Sight(visible(laid, memory[1], causal=False))
         return Scene(sight, _valid(queries), buckets_BTS, memory_BSD, memory_sight, show=show)
 
-    def _ring(self, laid: Places, keys: Places, causal: bool, table_RN: Array | None) -> Ring:
-        """What a ring needs to know of queries that are laid and keys in the order of the text."""
+    def _view(self, laid: Places, keys: Places, causal: bool, table_RN: Array | None, window: int, by: str) -> View:
+        """Of queries that are laid and keys in the order of the text."""
 
         def everywhere(rows_BL: Array) -> Array:
             # From JAX 0.12 on, positions that were counted from segments no longer know how they lie.
@@ -224,7 +266,7 @@ class Tower(nnx.Module):
             return reshard(lay(rows_BL, self.rules), self.rules(batch, None))
 
         around = jax.tree.map(everywhere, keys)
-        return Ring(laid, around, causal, table_RN, self.config.relative_max_distance)
+        return View(laid, around, causal, table_RN, self.config.relative_max_distance, window, by)
 
     def _fold_all(self, own: Own) -> Own:
         return jax.tree.map(self._fold, own) if self.patterned else own

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
+from pathways_lm.kernels.choice import choose
 from pathways_lm.kernels.cross_entropy import Projection
 from pathways_lm.layers.moe.losses import RouterSums
 from pathways_lm.models.batch import Batch
@@ -76,8 +77,9 @@ class Parts:
         """What a tower's layers share of relative positions: the same for all microbatches."""
         rows = jax.tree.map(lambda leaf: leaf[0], self.microbatches)
         module = self._module(shared)
-        places = module.places(name, rows)
-        return getattr(module, name).relative(places, places)
+        places, tower = module.places(name, rows), getattr(module, name)
+        asked = tower.asked(rows.tokens.shape[0], places, places, trains=self.key is not None)
+        return tower.relative(places, places, choose(tower.config, self.rules, asked).name)
 
     def _module(self, shared: Params) -> Transformer:
         return self.model.bind(with_stacks(shared, self.weights, self.names))

@@ -142,14 +142,17 @@ def parse(text: str) -> Program:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines without the kernels' own programs, which are written over several."""
-    kernel = False
+    """Lines, of which those of a kernel, written over several, are put together without what it tells of itself."""
+    begun = ""
     for line in text.splitlines():
-        if kernel:
-            kernel = not line.lstrip().startswith("}")
-            continue
-        kernel = "kernel_metadata={" in line and line.count("{") > line.count("}") and not line.endswith("{")
-        yield line
+        if begun:
+            if line.lstrip().startswith("}"):
+                yield begun + line.lstrip()
+                begun = ""
+        elif "kernel_metadata={" in line and line.count("{") > line.count("}"):
+            begun = line
+        else:
+            yield line
 
 
 def _instruction(line: str) -> Instruction:

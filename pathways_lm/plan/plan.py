@@ -13,6 +13,7 @@ from pathways_lm.config import Experiment
 from pathways_lm.data.objectives import abstract_batch, check_lengths
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
+from pathways_lm.models.attentions import attentions, told
 from pathways_lm.models.model import Model
 from pathways_lm.plan.compilers import compiler_name, described_devices, without_a_device
 from pathways_lm.plan.hlo import parse
@@ -54,6 +55,8 @@ class Plan:
     """Idle time of a pipeline's stages as a share of their work."""
     price: float | None = None
     """Of a device and hour, in whatever currency it was given."""
+    attention: str = ""
+    """Which is chosen, and why."""
 
     @property
     def compiled(self) -> bool:
@@ -131,12 +134,14 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
     schedule = make_schedule(experiment.optimizer, experiment.train.num_steps, experiment.tokens_per_step)
     optimizer = make_optimizer(experiment.optimizer, schedule, model)
     batch = abstract_batch(experiment.data)
+    half = POLICIES[experiment.train.precision].compute.itemsize == 2
+    attention = told(attentions(model, batch, experiment.train.microbatches, half))
     began = time.perf_counter()
     try:
         step = make_step(model, optimizer, schedule, experiment.train)
         compiled = compile_step(step, model, optimizer, batch, without_a_device(machine))
     except jax.errors.JaxRuntimeError as error:
-        raise _refusal(experiment.name, machine, str(error)) from error
+        raise refusal(experiment.name, machine, str(error)) from error
     compile_seconds = time.perf_counter() - began
     program = parse(compiled.as_text())
     cost = roofline(segments(program, dict(mesh.shape)), Network(machine, places(machine, mesh.devices)))
@@ -160,6 +165,7 @@ def make_plan(experiment: Experiment, machine: Machine, price: float | None = No
         num_steps=experiment.train.num_steps,
         bubble=bubble,
         price=price,
+        attention=attention,
     )
 
 
@@ -184,7 +190,8 @@ def shard_bytes(tree: Any) -> float:
     )
 
 
-def _refusal(name: str, machine: Machine, said: str) -> Exception:
+def refusal(name: str, machine: Machine, said: str) -> Exception:
+    """What a compiler's error becomes."""
     first = said.strip().splitlines()[0]
     where = f"'{name}' on {machine.name}"
     if "RESOURCE_EXHAUSTED" not in first:

@@ -6,11 +6,18 @@ from functools import lru_cache
 
 import numpy as np
 
+from pathways_lm.kernels.work import work_in
 from pathways_lm.plan.hlo import Computation, Instruction, Program
 
 # What moves nothing through memory, or is counted where it began.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"}
 _FREE |= {"opt-barrier", "domain", "custom-call", "recv"}
+
+
+# Products of an attention's kernels, each over all pairs of queries and keys that it visits: scores and values; the
+# gradients of keys and values with scores and the gradients of weights again; of queries, with these again.
+_KERNELS = (("_fwd", 2), ("_dkv", 4), ("_dq", 3), ("mha_forward", 2), ("mha_backward", 4 + 3))
+_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,37 @@ def scope_of(instruction: Instruction) -> str:
 
 def arithmetic_of(program: Program, computation: Computation, instruction: Instruction) -> Arithmetic:
     """What an instruction computes and moves."""
+    if (kernel := kernel_arithmetic(computation, instruction)) is not None:
+        return Arithmetic(*kernel, scope_of(instruction))
     moved = 0.0
     if instruction.opcode == "fusion":
         moved = _fusion_bytes(program, computation, instruction)
     elif instruction.opcode not in _FREE or "gemm" in instruction.attributes or "matmul" in instruction.attributes:
         moved = _plain_bytes(computation, instruction)
     return Arithmetic(_flops(program, computation, instruction), moved, scope_of(instruction))
+
+
+def kernel_arithmetic(computation: Computation, instruction: Instruction) -> tuple[float, float] | None:
+    """FLOPs and bytes of a kernel that tells its work by its name (`kernels.work`); None of anything else.
+
+    Its operands are read and its results written once, and for each block of queries the keys and values that it
+    visits; in a backward pass by blocks of keys it is the queries and gradients that are read so often.
+    """
+    if instruction.opcode != "custom-call" or not any(target in instruction.attributes for target in _TARGETS):
+        return None
+    name = scope_of(instruction)
+    work = work_in(name)
+    products = next((count for phase, count in _KERNELS if phase in name), None)
+    if work is None or products is None:
+        return None
+    if products == 4 and work.fused:
+        products += 1
+    given = [computation.instructions[operand].shapes[0] for operand in instruction.operands]
+    queries = next(shape for shape in given if len(shape.dims) > 2 and shape.dtype in ("bf16", "f16", "f32"))
+    size = queries.dims[-1]
+    pairs = work.pairs * math.prod(queries.dims) / (work.length * size)
+    again = 2 * pairs / work.block * size * queries.num_bytes / math.prod(queries.dims)
+    return 2 * products * pairs * size, _plain_bytes(computation, instruction) + again
 
 
 def _flops(program: Program, computation: Computation, instruction: Instruction) -> float:

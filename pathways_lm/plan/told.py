@@ -22,6 +22,8 @@ def in_words(plan: Plan) -> str:
         f"                    MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}, {plan.tokens_per_second:,.0f} tokens/s"
         + (f", {plan.joules_per_token:.3g} J a token" if plan.joules_per_token else ""),
     ]
+    if plan.attention:
+        lines.append(plan.attention)
     if plan.run_cost is not None:
         lines.append(f"the run             {_cost(plan)}")
     rows = [_TRAFFIC, *(tuple(map(str, row)) for row in _traffic(plan))]
@@ -64,8 +66,8 @@ def as_page(plan: Plan) -> str:
         section("Time", card(_bar(_times(plan), _seconds)), _how()),
         section("Exchanges", card(table(_TRAFFIC, _traffic(plan), numbers)), "Of one device in a step."),
     ]
-    footer = _made(plan)
-    body.append(f"<footer>{escaped('; '.join([footer, *notes(plan)]))}</footer>")
+    footer = "; ".join(filter(None, [_made(plan), plan.attention, *notes(plan)]))
+    body.append(f"<footer>{escaped(footer)}</footer>")
     return document(f"{plan.name} on {plan.machine}", plan.name, f"{plan.machine} · {_layout(plan)}", "".join(body))
 
 

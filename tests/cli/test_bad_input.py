@@ -90,6 +90,20 @@ def test_meshes_that_do_not_divide(micro, refused, tmp_path, settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        (["model.attention=splash"], ["model.attention='splash'", "TPUs", "cpu"]),
+        (["model.attention=blocked", "model.dropout=0.1"], ["model.attention='blocked'", "model.dropout"]),
+        (["model.attention=flash"], ["model.attention", "'flash'", "splash"]),
+    ],
+)
+def test_attention_that_cannot_serve(micro, refused, tmp_path, settings, words):
+    message = refused(*micro.train(tmp_path / "run", *settings))
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
         (["top_k=5"], ["model.moe.top_k=5", "model.moe.num_experts=4"]),
         (["capacity_factor=0"], ["model.moe.capacity_factor", "above 0"]),
         (["capacity_factor=-1"], ["model.moe.capacity_factor", "above 0", "-1"]),

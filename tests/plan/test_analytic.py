@@ -14,10 +14,11 @@ from pathways_lm.mesh import AXES, abstract_mesh
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
 from pathways_lm.plan import network
-from pathways_lm.plan.analytic.arithmetic import moment_bytes, work_of
+from pathways_lm.plan.analytic.arithmetic import moment_bytes
 from pathways_lm.plan.analytic.memory import zero_bytes
 from pathways_lm.plan.analytic.parameters import Cuts, neutral_model
 from pathways_lm.plan.analytic.plan import analytic_plan, fitting_work, segments
+from pathways_lm.plan.analytic.work import work_of
 from pathways_lm.plan.compilers import available
 from pathways_lm.plan.layout import Layout
 from pathways_lm.plan.machine import parse_machine
@@ -63,27 +64,61 @@ ATTENTION = LAYERS * HEADS * HEAD * LENGTH
 TOKENS = BATCH * LENGTH
 
 
+PLAIN = ("model.attention=plain",)
+
+
 @pytest.mark.parametrize("changes", [[], ["train.microbatches=4"], ["mesh.zero=1"], ["mesh.expert=2"]], ids=str)
 def test_palms_arithmetic(changes):
     """Appendix B: 6 N + 12 L H Q T a token, to the digit, however the batch is cut."""
-    assert flops("palm/8b", "v5p:4x4x4", "model.remat=none", *changes) == TOKENS * (6 * PRODUCTS + 12 * ATTENTION)
+    assert flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=none", *changes) == TOKENS * (
+        6 * PRODUCTS + 12 * ATTENTION
+    )
 
 
 def test_what_is_computed_twice():
     """Whole blocks: all of the forward pass but the two products that end a parallel block, which no gradient needs."""
-    once = flops("palm/8b", "v5p:4x4x4", "model.remat=none")
+    once = flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=none")
     ends = EMBED * (HEADS * HEAD + MLP)
-    block = flops("palm/8b", "v5p:4x4x4", "model.remat=block")
+    block = flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=block")
     assert block - once == TOKENS * (2 * LAYERS * (OF_A_LAYER - ends) + 4 * ATTENTION)
     # Attention: its weights, and not what they weigh.
-    assert flops("palm/8b", "v5p:4x4x4", "model.remat=attention") - once == TOKENS * 2 * ATTENTION
+    assert flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=attention") - once == TOKENS * 2 * ATTENTION
 
 
 def test_heads_that_every_device_has():
     """Multi-query attention on a tensor axis of 4: its one key and value are made four times."""
-    once = flops("palm/8b", "v5p:4x4x4", "model.remat=none")
+    once = flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=none")
     shared = 6 * LAYERS * 2 * EMBED * HEAD
-    assert flops("palm/8b", "v5p:4x4x4", "model.remat=none", "mesh.tensor=4") - once == TOKENS * 3 * shared
+    assert flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=none", "mesh.tensor=4") - once == TOKENS * 3 * shared
+
+
+@pytest.mark.parametrize(("length", "products"), [(2048, 2 + 5), (8192, 2 + 7)])
+def test_the_arithmetic_of_a_kernel(length, products):
+    """Scores of visited blocks of 512 x 512 alone, and again in the backward pass, once or in each of two kernels."""
+    changes = [f"data.sequence_length={length}", "data.batch_size=64"]
+    with_scores = flops("palm/8b", "v5p:4x4x4", *PLAIN, "model.remat=none", *changes)
+    blocks = length // 512
+    share = (blocks + 1) / (2 * blocks)
+    attention = 2 * 64 * length * LAYERS * HEADS * HEAD * length
+    for remat in ("none", "attention"):
+        told = flops("palm/8b", "v5p:4x4x4", f"model.remat={remat}", *changes)
+        assert told == pytest.approx(with_scores + (products * share - 6) * attention, rel=1e-12)
+
+
+def test_a_kernel_keeps_no_scores():
+    """And what is kept grows with the length alone, in bytes a token."""
+    kept = []
+    for length in (2048, 8192):
+        changes = [f"data.sequence_length={length}", f"data.batch_size={512 * 2048 // length}", "model.remat=none"]
+        plan = analytic_plan(experiment("palm/8b", *changes), parse_machine("v5p:4x4x4"))
+        kept.append(dict(plan.memory.details)["activations kept for the backward pass"])
+    assert kept[0] == kept[1]
+    changes = ["model.remat=none", *PLAIN]
+    plain = analytic_plan(experiment("palm/8b", *changes), parse_machine("v5p:4x4x4"))
+    scores = 512 / 64 * HEADS * LENGTH**2 * (4 + 2) * LAYERS
+    assert dict(plain.memory.details)["activations kept for the backward pass"] - kept[0] == pytest.approx(
+        scores, rel=0.01
+    )
 
 
 def test_mfu_is_palms(tmp_path):

@@ -13,10 +13,12 @@ import pytest
 from pathways_lm import configure
 from pathways_lm.config import DataConfig
 from pathways_lm.data.objectives import abstract_batch, make_objective, raw_length
+from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import abstract_mesh
 from pathways_lm.models.inventory import num_active_params, num_params
 from pathways_lm.models.model import Model
 from pathways_lm.plan.compilers import available
+from pathways_lm.plan.decode import parse_decode
 from pathways_lm.plan.machine import parse_machine
 from pathways_lm.sharding import rules_of
 
@@ -84,6 +86,56 @@ def test_a_step(name, machine, tmp_path):
     assert {axis for row in cost["traffic"] for axis in row["axes"]} == set(told["mesh"])
     kinds = {row["kind"] for row in cost["traffic"]}
     assert ("all-to-all" in kinds) or path == "palm/tiny"
+
+
+@needs_compilers
+@pytest.mark.parametrize(
+    ("machine", "name", "products", "pairs"),
+    [
+        # Of 2 x 2 blocks of 512 x 512 three are visited; forward 2 products, backward 5 in one kernel.
+        ("v5e:2x2", "splash", 2 + 5, 3 * 512 * 512),
+        # Half and the diagonal; the backward kernel makes scores twice.
+        ("h100:1x4", "triton", 2 + 7, 1024 * 1025 // 2),
+    ],
+)
+def test_the_arithmetic_of_kernels(machine, name, products, pairs, tmp_path):
+    """Which the program's text does not tell: as the papers count it, of the pairs that kernels visit."""
+    shape = ("model.head_dim=64", "data.sequence_length=1024", "train.precision=bf16", "model.num_layers=2")
+    changes = (*TWO_BY_TWO, *shape, "data.batch_size=4")
+    told = planned("palm/tiny", machine, changes, tmp_path)
+    assert told["attention"].startswith(f"attention: {name} (")
+    config = experiment("palm/tiny", *changes)
+    model = Model(config.model, rules_of(config.mesh, abstract_mesh(config.mesh, 4)))
+    heads = config.model.num_heads * config.model.num_layers
+    attention = 4 * 2 * products * pairs * heads * 64
+    # Without the table that logits share, which is a product, too, but is looked up in once.
+    others = 6 * num_active_params(model) * 4 * 1024
+    # One head of keys is made on both devices of `tensor`.
+    others += 6 * config.model.num_layers * 2 * config.model.embed_dim * 64 * 4 * 1024
+    assert told["roofline"]["flops"] * 4 == pytest.approx(others + attention, rel=0.01)
+
+
+@pytest.mark.parametrize(("text", "words"), [("64", "like 64x2048"), ("0x10", "like 64x2048")])
+def test_a_decoding_step_that_is_none(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_decode(text)
+
+
+@needs_compilers
+def test_a_decoding_step(tmp_path):
+    """Memory by counting: parameters in bf16, and keys and values of one head on every device of `tensor`."""
+    config = str(Path("configs/palm/tiny.py").resolve())
+    changes = ("--set=mesh.data=2", "--set=mesh.tensor=2", "--set=train.precision=bf16")
+    done = plan(config, "--machine", "h100:1x4", "--decode", "8x256", "--out", "plan", *changes, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "plan" / "decode.json").read_text())
+    model = experiment("palm/tiny").model
+    pairs = 2 * 2 * model.num_layers * 4 * model.num_kv_heads * 256 * model.head_dim
+    # And where tokens stand, and the next slot.
+    assert told["cache"] == pairs + 4 * 4 * 256 + 4
+    assert told["cache"] + told["parameters"] < told["peak"] < told["capacity"]
+    assert told["least_seconds"] <= told["step_seconds"]
+    assert "at least" in done.stdout
 
 
 @needs_compilers

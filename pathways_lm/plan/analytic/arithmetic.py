@@ -6,100 +6,15 @@ together with what is computed again makes 6 N + 12 L H Q T and the rest of PaLM
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from pathways_lm.config import Experiment, ModelConfig
-from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
 from pathways_lm.layers.mlp import GATES
 from pathways_lm.layers.moe.router import capacity
-from pathways_lm.plan.analytic.parameters import Cuts, Parameter, moments, parameters
+from pathways_lm.plan.analytic.attention import attention, attention_gradients, weights_again
+from pathways_lm.plan.analytic.parameters import Cuts, Parameter, moments
+from pathways_lm.plan.analytic.work import BLOCKS, FP32, Tower, Work
 from pathways_lm.plan.program_arithmetic import Arithmetic
-from pathways_lm.train.flops import read_tokens
-from pathways_lm.train.precision import POLICIES
-
-FP32 = 4
-BLOCKS = ("block", "offload")
-"""Values of `model.remat` with which whole layers are computed again."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """The layers of one kind on a device, and what goes through them in a microbatch."""
-
-    name: str
-    repeats: int
-    """Turns of the loop over layers, of the device's stage."""
-    rows: int
-    """Sequences of the device."""
-    length: int
-    """Of the device's part of a sequence."""
-    seen: int
-    """Tokens that attention looks at: the whole sequence."""
-    memory: int
-    """Tokens of an encoder that it looks at, too."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the device in a microbatch."""
-        return self.rows * self.length
-
-
-@dataclass(frozen=True)
-class Work:
-    """An experiment cut for one device."""
-
-    experiment: Experiment
-    cuts: Cuts
-    stages: int
-    towers: tuple[Tower, ...]
-    parameters: tuple[Parameter, ...]
-    item: int
-    """Bytes of a number in arithmetic."""
-    fused: bool
-    """Whether the machine's compiler fuses what stands around a product into it, as TPU's does and GPUs' does not."""
-
-    @property
-    def model(self) -> ModelConfig:
-        """The model's config."""
-        return self.experiment.model
-
-    @property
-    def microbatches(self) -> int:
-        """Parts of a batch."""
-        return self.experiment.train.microbatches
-
-    @property
-    def chunks(self) -> int:
-        """Runs of layers of each stage."""
-        return self.experiment.mesh.chunks
-
-    @property
-    def last(self) -> Tower:
-        """The tower whose tokens are scored."""
-        return self.towers[-1]
-
-    def of(self, tower: str) -> list[Parameter]:
-        """One turn's parameters; those outside of towers for an empty name."""
-        return [each for each in self.parameters if each.tower == tower]
-
-
-def work_of(experiment: Experiment, cuts: Cuts, fused: bool) -> Work:
-    """What one device has of the experiment."""
-    lengths = [tokens.shape[1] for tokens in read_tokens(abstract_batch(experiment.data))]
-    names = ("encoder", "decoder") if experiment.model.shape == "encoder_decoder" else (experiment.model.shape,)
-    rows = experiment.data.batch_size // experiment.train.microbatches // cuts.parts["batch"]
-    found = parameters(experiment.model)
-    stages = cuts.parts["stage"]
-    towers = []
-    for name, length in zip(names, lengths, strict=True):
-        repeats = max(each.layers for each in found if each.tower == name)
-        cut = -(-length // cuts.parts["length"])
-        memory = lengths[0] if name == "decoder" and len(lengths) > 1 else 0
-        towers.append(Tower(name, -(-repeats // stages), rows, cut, length, memory))
-    item = POLICIES[experiment.train.precision].compute.itemsize
-    return Work(experiment, cuts, stages, tuple(towers), found, item, fused)
-
 
 # --- layers
 
@@ -121,8 +36,11 @@ def recomputed(work: Work, tower: Tower) -> list[Arithmetic]:
         # A pipeline's stages keep what enters them, whatever the layers keep.
         again += forward(work, tower)
     if work.model.remat == "attention":
+        # Others keep no weights, whatever `remat` says.
         for module in _attentions(work.of(tower.name)):
-            again += _weights_again(work, tower, module)
+            if work.attentions["cross" if module.module == "cross" else tower.name].name != "plain":
+                continue
+            again += weights_again(work, tower, module)
     if work.model.remat in BLOCKS:
         kernels = [each for each in _kernels(work.of(tower.name)) if not _is_last(work, tower, each)]
         again += [_product(work, each, _rows(work, tower, each)) for each in kernels]
@@ -140,40 +58,11 @@ def backward(work: Work, tower: Tower) -> list[Arithmetic]:
     for each in _kernels(work.of(tower.name)):
         products += _gradients(work, each, _rows(work, tower, each))
     for module in _attentions(work.of(tower.name)):
-        products += _attention_gradients(work, tower, module)
+        products += attention_gradients(work, tower, module)
     if work.model.moe.num_experts and work.model.moe.dispatch == "einsum":
         # Which places tokens get has no gradient.
         products += _one_hot(work, tower, (1, 2))
     return [*products, *(Arithmetic(0.0, 2 * one.memory_bytes, one.scope) for one in _passes(work, tower))]
-
-
-def attention(work: Work, tower: Tower, query: Parameter) -> list[Arithmetic]:
-    """Scores and weighted values of one attention: 4 H Q T a token forward, and the softmax between."""
-    heads, size = work.cuts.sizes(query)[1:]
-    seen = tower.memory if query.module == "cross" else tower.seen
-    pairs = float(tower.tokens * heads * seen)
-    flops = 2 * pairs * size
-    ends = work.item * (tower.tokens + tower.rows * seen) * heads * size
-    # Scores are fp32. A TPU reads them once for the sum and again as weights; a GPU for the maximum, for the sum, and
-    # to write weights in the type of the arithmetic.
-    softmax, weights = (FP32, FP32) if work.fused else (2 * FP32 + work.item, work.item)
-    return [
-        Arithmetic(flops, ends + FP32 * pairs, "scores"),
-        Arithmetic(0.0, softmax * pairs, "softmax"),
-        Arithmetic(flops, ends + weights * pairs, "values"),
-    ]
-
-
-def _attention_gradients(work: Work, tower: Tower, query: Parameter) -> list[Arithmetic]:
-    """Four products, and the softmax's gradient between: weights and what their gradients are, read and written."""
-    _, softmax, values = attention(work, tower, query)
-    through = Arithmetic(0.0, 2 * softmax.memory_bytes if work.fused else softmax.memory_bytes, "softmax")
-    return [*([values] * 4), through]
-
-
-def _weights_again(work: Work, tower: Tower, query: Parameter) -> list[Arithmetic]:
-    """Scores and softmax: the weighted values themselves are what is kept."""
-    return attention(work, tower, query)[:2]
 
 
 def _kernels(found: Iterable[Parameter]) -> list[Parameter]:

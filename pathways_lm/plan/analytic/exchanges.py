@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.mesh import POD, STAGE
-from pathways_lm.plan.analytic.arithmetic import BLOCKS, FP32, Tower, Work, group_tokens
+from pathways_lm.plan.analytic.arithmetic import group_tokens
 from pathways_lm.plan.analytic.parameters import Parameter
+from pathways_lm.plan.analytic.work import BLOCKS, FP32, Tower, Work
 from pathways_lm.plan.network import group_along
 from pathways_lm.plan.program_cost import Exchange
 

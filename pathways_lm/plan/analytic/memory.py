@@ -3,16 +3,14 @@
 from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.plan.analytic.arithmetic import (
-    BLOCKS,
-    FP32,
-    Tower,
-    Work,
     expert_places,
     group_tokens,
     moment_bytes,
     stream_parts,
 )
-from pathways_lm.plan.analytic.parameters import Cuts, Parameter
+from pathways_lm.plan.analytic.attention import kept_scores, working_scores
+from pathways_lm.plan.analytic.parameters import Parameter
+from pathways_lm.plan.analytic.work import BLOCKS, FP32, Tower, Work
 from pathways_lm.plan.memory import Memory
 
 # Arrays as large as a product's cut end that its gradient and those of what stands around it need: queries also turned
@@ -118,17 +116,10 @@ def _inside(work: Work, tower: Tower, scores: bool) -> float:
             kept += 3 * stream * FP32 / item + whole
         kept += _STEPS.get(each.name, 0) * item * _rows_of(work, tower, each) * used / work.model.embed_dim
         if each.name == "query":
-            seen = tower.memory if each.module == "cross" else tower.seen
-            pairs = tower.tokens * cuts.sizes(each)[1] * seen // ring_parts(cuts)
-            kept += (FP32 + item) * pairs if scores else 0.0
+            kept += kept_scores(work, tower, each) if scores else 0.0
         if each.name == "router":
             kept += _routed(work, tower)
     return kept
-
-
-def ring_parts(cuts: Cuts) -> int:
-    """Into how many parts what a query looks at is cut: a ring sees one at a time, and keeps none."""
-    return cuts.parts["length"] if cuts.rules.ring else 1
 
 
 def _rows_of(work: Work, tower: Tower, each: Parameter) -> int:
@@ -160,9 +151,7 @@ def _working(work: Work, tower: Tower) -> float:
     largest = 0.0
     for each in work.of(tower.name):
         if each.name == "query":
-            seen = tower.memory if each.module == "cross" else tower.seen
-            pairs = tower.tokens * work.cuts.sizes(each)[1] * seen // ring_parts(work.cuts)
-            largest = max(largest, 2.0 * FP32 * pairs)
+            largest = max(largest, working_scores(work, tower, each))
         if each.name == "up":
             rows = _rows_of(work, tower, each)
             largest = max(largest, 2.0 * work.item * rows * work.cuts.used(each) / work.model.embed_dim)

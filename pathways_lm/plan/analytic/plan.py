@@ -5,11 +5,13 @@ import math
 from pathways_lm.config import Experiment
 from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.mesh import AXES, abstract_mesh
+from pathways_lm.models.attentions import told
 from pathways_lm.plan.analytic import arithmetic
-from pathways_lm.plan.analytic.arithmetic import Work, check_groups, work_of
+from pathways_lm.plan.analytic.arithmetic import check_groups
 from pathways_lm.plan.analytic.exchanges import Exchanges
 from pathways_lm.plan.analytic.memory import kept_of_turn, memory_of
 from pathways_lm.plan.analytic.parameters import Cuts, neutral_model
+from pathways_lm.plan.analytic.work import Work, work_of
 from pathways_lm.plan.layout import layout_of
 from pathways_lm.plan.machine import Machine
 from pathways_lm.plan.memory import Memory
@@ -48,6 +50,7 @@ def analytic_plan(experiment: Experiment, machine: Machine, price: float | None 
         num_steps=experiment.train.num_steps,
         bubble=layout_of(experiment, tuple(work.cuts.mesh.values())).bubble,
         price=price,
+        attention=told(dict(work.attentions)),
     )
 
 

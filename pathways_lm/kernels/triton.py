@@ -1,0 +1,71 @@
+"""Attention as a kernel of NVIDIA GPUs, written in Triton: that of JAX's Pallas, which takes packed documents."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pathways_lm.kernels.cudnn import pairs
+from pathways_lm.kernels.work import Work
+from pathways_lm.sharding import Rules
+
+# Queries and keys that the forward kernel has at a time, up to a head size of 128 and above it: what shared memory
+# holds. The backward kernel has 32 of each.
+BLOCKS = {128: 128, 256: 64}
+BACKWARD = 32
+
+
+def triton_attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    segments_BT: Array | None,
+    causal: bool,
+    rules: Rules,
+    scaled: bool,
+    interpret: bool = False,
+) -> Array:
+    """Softmax attention of whole sequences to themselves.
+
+    Args:
+      q_BTNH: cut along heads.
+      k_BTKH, v_BTKH: cut along heads where there are several (`kernels.attention.spread`).
+      segments_BT: int32, the documents of tokens.
+      causal: a query sees what stands before it in its document.
+      interpret: run the kernel's steps as a program, where there is no GPU.
+
+    Returns:
+      [B, T, N, H], as the queries lie.
+
+    Lengths are multiples of 128, as `kernels.choice` makes sure of.
+    """
+    heads = "heads" if k_BTKH.shape[2] > 1 else None
+    queries, keys = rules("batch", "length", "heads", None).spec, rules("batch", "length", heads, None).spec
+
+    def local(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+        T, N, H = q.shape[1:]
+        # Its grid is of heads that each have their own keys.
+        k, v = (jnp.repeat(each, N // each.shape[2], axis=2) for each in (k, v))
+        module = _module()
+        block = BLOCKS[128 if H <= 128 else 256]
+        sizes = module.BlockSizes(block, block, BACKWARD, BACKWARD, BACKWARD, BACKWARD)
+        with Work(pairs(T, T, causal, 0), T, T, fused=False).named():
+            return module.mha(
+                *(q, k, v, segments),
+                sm_scale=H**-0.5 if scaled else 1.0,
+                causal=causal,
+                block_sizes=sizes,
+                interpret=interpret,
+            )
+
+    in_specs = (queries, keys, keys, None if segments_BT is None else rules("batch", "length").spec)
+    mapped = jax.shard_map(local, mesh=rules.mesh, in_specs=in_specs, out_specs=queries, check_vma=False)
+    return mapped(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def _module() -> Any:
+    # Pallas takes most of a second to import, which only programs of GPUs need.
+    from jax.experimental.pallas.ops.gpu import attention
+
+    return attention
