@@ -7,6 +7,7 @@ largest code. The kernel's gradient sums over all tokens, where the rounding wou
 qwix makes codes and scales; where they lie, its own products do not say (docs/decisions/0016-eight-bits.md).
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -55,8 +56,26 @@ def product(subscripts: str, x: Array, kernel: Array, out: NamedSharding, matmul
       matmuls: `int8` or `fp8`, as said above; empty multiplies in the operands' type.
     """
     if not matmuls:
+        if out.mesh.size == 1:
+            return _of_matrices(subscripts, x, kernel, out)
         return jnp.einsum(subscripts, x, kernel, out_sharding=out)
     return _in_eight_bits(subscripts, out, _CODES[matmuls], x, kernel)
+
+
+def _of_matrices(subscripts: str, x: Array, kernel: Array, out: NamedSharding) -> Array:
+    """The product on one device, of two matrices: the kernel's dimensions that are summed over stand last in `x` and
+    first in the kernel.
+
+    XLA's CPU compiler turns gradients of a product with two dimensions of tokens around, in strides and on one core,
+    which took longer than all products of an MLP together.
+    """
+    read, _, result = _terms(subscripts)
+    kept = sum(name in result for name in read)
+    rows, sizes = x.shape[:kept], kernel.shape[len(read) - kept :]
+    everywhere = NamedSharding(out.mesh, PartitionSpec())
+    x = jnp.reshape(reshard(x, everywhere), (math.prod(rows), -1))
+    kernel = jnp.reshape(reshard(kernel, everywhere), (-1, math.prod(sizes)))
+    return reshard(jnp.reshape(x @ kernel, (*rows, *sizes)), out)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
