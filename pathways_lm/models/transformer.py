@@ -74,6 +74,7 @@ class Transformer(nnx.Module):
         """Whole rows in the order of the embeddings and logits, each device with its part."""
         return cut(rows_BL, self.rules)
 
+    @jax.named_scope("embedding")
     def embed(self, tokens_BL: Array, places: Places, key: Array | None, types_BL: Array | None = None) -> Array:
         """Tokens, positions and types of whole rows, [B, L, D], laid on devices and cut as the residual stream."""
         x_BLD = self.embedding.encode(self.lay(tokens_BL))
@@ -123,6 +124,7 @@ class Transformer(nnx.Module):
         """Logits of the token after each of `batch.tokens`."""
         return self.through(batch, key, show)[0]
 
+    @jax.named_scope("logits")
     def logits(self, x_BLD: Array, key: Array | None = None, turned_DV: Array | None = None) -> Array:
         """[B, L, V], cut along the vocabulary. A tied head may be given its table turned."""
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)

@@ -25,9 +25,7 @@ def expected(sizes):
     return y, drows, dkernels
 
 
-@pytest.mark.parametrize(
-    "sizes", [(9, 9, 9, 10), (0, 37, 0, 0), (0, 0, 0, 0), (1, 0, 30, 2), (20, 3, 0, 14)], ids=str
-)
+@pytest.mark.parametrize("sizes", [(9, 9, 9, 10), (0, 37, 0, 0), (0, 0, 0, 0), (1, 0, 30, 2), (20, 3, 0, 14)], ids=str)
 def test_equals_loops(sizes):
     def scored(rows, kernels, sizes_E):
         y = ragged_product(rows, kernels, sizes_E)
