@@ -56,7 +56,7 @@ def _by_expert(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> Array:
     padded = _padded(rows_ND, sizes)
 
     def one(expert: Array, y: Array) -> Array:
-        first, kernel_DF = _first(sizes_E, expert), kernels_EDF[expert]
+        first, kernel_DF = _first(sizes_E, expert), jax.lax.dynamic_index_in_dim(kernels_EDF, expert, keepdims=False)
 
         def product(size: int, y: Array) -> Array:
             part = jax.lax.dynamic_slice_in_dim(padded, first, size)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, auto_axes, reshard
 
 from pathways_lm.kernels.ragged import ragged_dot, ragged_product
 from pathways_lm.kernels.zigzag import numbers
@@ -164,7 +164,7 @@ def dropless(
         rows = x_GSD.reshape(G * S, -1)[order // K]
 
         def product(left: Array, kernels: Array) -> Array:
-            # What a mesh's devices see differs by axes, which the loop on CPUs does not tell.
+            # What devices see differs along axes of the mesh, which the loop on CPUs does not tell of its results.
             if rules.mesh.size > 1:
                 return ragged_dot(left, kernels, sizes_E)
             return ragged_product(left, kernels, sizes_E)
@@ -233,9 +233,8 @@ def _on_each_device(
 
 
 def _on_one_device(local: Callable[..., Array], tokens: NamedSharding, *given: Any) -> Array:
-    """Without `shard_map`, which would exchange even where nobody else is."""
-    everywhere = NamedSharding(tokens.mesh, PartitionSpec())
-    return reshard(local(*jax.tree.map(lambda leaf: reshard(leaf, everywhere), given)), tokens)
+    """Without `shard_map`, which would exchange even where nobody else is. How arrays lie is not asked inside."""
+    return auto_axes(local, out_sharding=tokens)(*given)
 
 
 def _axes(rules: Rules, name: str) -> tuple[str, ...]:
