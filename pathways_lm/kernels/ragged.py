@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_STEPS = 8
+_STEPS = 4
 """Into so many parts an even share of the rows is cut; numbers of rows are rounded up to whole parts."""
 
 
