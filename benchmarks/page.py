@@ -1,7 +1,7 @@
 """Tables and the figure of docs/performance.md from benchmarks/results/: python -m benchmarks.page
 
 Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes from NAME.json; nothing there is typed by
-hand. A result that is missing leaves its place as it is, and is named.
+hand. A result that is missing is named.
 """
 
 import argparse
@@ -92,8 +92,9 @@ def host_overhead(figures: Figures) -> str:
     rows = [
         ["the compiled step alone", f"{medians['bare'] * 1e3:.1f} ms a step", ""],
         ["what the host does for a step", f"{medians['host'] * 1e3:.2f} ms", f"{figures['host_overhead']:.2%}"],
-        ["waiting for a batch", "", f"{figures['input_wait']:.3%}"],
     ]
+    if "input_wait" in figures:
+        rows.append(["waiting for a batch", "", f"{figures['input_wait']:.3%}"])
     return table(("", "time", "share"), rows)
 
 
@@ -174,7 +175,7 @@ def main() -> None:
     page = PAGE.read_text()
     for name, tell in SECTIONS.items():
         if name not in found:
-            print(f"no {RESULTS / name}.json: its place in {PAGE} is left as it is")
+            page = fill(page, name, f"Not measured yet: `python -m benchmarks.{name}`.")
             continue
         page = fill(page, name, f"{tell(found[name])}\n\n{measured(found[name])}")
     PAGE.write_text(page)
