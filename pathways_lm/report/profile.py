@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def profile_of(folder: Path) -> Profile | None:
 
 def add_up(seconds: Mapping[str, float], scopes: Mapping[str, str], steps: int) -> Profile | None:
     """Parts from seconds by instruction and the scopes of instructions; None where nothing of the step was traced."""
-    forward, backward = Counter[str](), Counter[str]()
+    forward, backward = defaultdict[str, float](float), defaultdict[str, float](float)
     for name, spent in seconds.items():
         if name not in scopes:
             # Of another program than the step, or one that has no scope at all.
@@ -92,7 +92,7 @@ def innermost(path: str) -> str:
 
 def _operations(trace: Any) -> dict[str, float]:
     """Seconds of each instruction of the program `step`, without those of instructions inside of it."""
-    spent = Counter[str]()
+    spent = defaultdict[str, float](float)
     for plane in trace.planes:
         for line in plane.lines:
             for name, nanoseconds in own_time(_instructions(line.events)):
