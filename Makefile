@@ -70,7 +70,7 @@ compilers: install
 plans: compilers
 	$(VENV)/bin/python -m benchmarks.plans
 
-# Against PyTorch and transformers on the CPU, a quarter of an hour on two cores; writes docs/performance.md's tables.
+# Against PyTorch and transformers on the CPU; writes docs/performance.md's tables.
 bench: peers
 	$(VENV)/bin/python -m benchmarks.run
 

@@ -1,4 +1,4 @@
-"""Every benchmark of the CPU, with as many repeats as fit into a quarter of an hour, then the page: make bench"""
+"""Every benchmark of the CPU, with repeats chosen for a quarter of an hour, then the page: make bench"""
 
 import subprocess
 import sys
