@@ -70,11 +70,9 @@ compilers: install
 plans: compilers
 	$(VENV)/bin/python -m benchmarks.plans
 
+# Against PyTorch and transformers on the CPU; writes docs/performance.md's tables.
 bench: peers
-	$(VENV)/bin/python -m benchmarks.train_step
-	$(VENV)/bin/python -m benchmarks.compile_time
-	$(VENV)/bin/python -m benchmarks.host_overhead
-	$(VENV)/bin/python -m benchmarks.decode
+	$(VENV)/bin/python -m benchmarks.run
 
 install:
 	@test -n "$(PYTHON)" || { requirements/find-python 3.11 3.12 3.13; exit 2; }

@@ -6,9 +6,7 @@ rounds, their ratio, and the spread of the rounds' ratios are printed, and writt
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.side_by_side import write
 from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.config import MeshConfig
@@ -66,9 +65,9 @@ def compare(theirs, generator, params, batch: int, rounds: int) -> dict:
     same = np.mean(torch_writes() == we_write())
     times: dict[str, list[float]] = {"torch": [], "ours": []}
     for _ in range(rounds):
-        for name, write in (("torch", torch_writes), ("ours", we_write)):
+        for name, generate in (("torch", torch_writes), ("ours", we_write)):
             start = time.perf_counter()
-            write()
+            generate()
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(each) for name, each in times.items()}
     ratios = sorted(their / our for their, our in zip(times["torch"], times["ours"], strict=True))
@@ -87,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", default="benchmarks/results/decode.json")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decode.json"))
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -101,13 +100,7 @@ def main() -> None:
             f"{row['batch']:>5}  {speed['torch']:>11.1f}  {speed['ours']:>10.1f}  {row['ratio']:.2f}"
             f"   ({low:.2f}, {high:.2f})       {row['same_tokens']:.4f}"
         )
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    facts = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "date": time.strftime("%F"),
-    }
-    Path(arguments.out).write_text(json.dumps({**facts, **versions, "rows": rows}, indent=1) + "\n")
+    write(arguments.out, {"prompt_tokens": PROMPT, "written_tokens": WRITTEN, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 Three things in turn, several times, with the tiny config: the compiled step called again and again on one batch that
 is in place (`bare`); the whole loop with its loader, metrics and log (`loop`); and the same loop around a step that
 returns at once (`host`). What the host needs for a step is hidden behind the device as long as it is shorter. On a CPU
-the two share the cores, and `loop` against `bare` shows what is left of it, and the machine's noise.
+the two share the cores, and `loop` against `bare` shows what is left of it, and the machine's noise. Of the loop's time
+the share is told, too, in which it waits for batches.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from benchmarks.side_by_side import write
 from pathways_lm.configure import load
 from pathways_lm.data.balance import Balance
 from pathways_lm.data.cache import prepare
@@ -75,6 +76,7 @@ def main() -> None:
     hooks = Hooks(lambda params: {"loss": 0.0, "bits_per_byte": 0.0}, lambda *unused: ("", ""), {})
     workload = Workload(experiment.data.sequence_length, 1.0, None, None, balance.mixture.tasks)
     seconds: dict[str, list[float]] = {"bare": [], "loop": [], "host": []}
+    waits: list[float] = []
     state, metrics = jax.block_until_ready(compiled(initial_state(model, optimizer, 0), batch))
 
     def returns_at_once(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -92,24 +94,27 @@ def main() -> None:
                 else:
                     log = Log(*files, Console(quiet=True), steps, 0)
                     with log, Course(loader, balance, sharding) as course:
+                        books = Books(time.perf_counter())
                         loop = Loop(
                             *(experiment.train, state, lambda rows, step=step: step, course, NoStore(), {}, log),
-                            *(workload, hooks, Books(began), Spikes(experiment.train)),
+                            *(workload, hooks, books, Spikes(experiment.train)),
                             *(Rewinds(Path(folder, "rewinds")), lambda step, state=state: (state, {})),
                         )
                         state, _ = loop.run()
                 jax.block_until_ready(state)
+                took = time.perf_counter() - began
                 if repeat:
-                    seconds[name].append((time.perf_counter() - began) / steps)
+                    seconds[name].append(took / steps)
+                if repeat and name == "loop":
+                    waits.append(books.seconds["input"] / took)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print("  ".join(f"{name} {value * 1e3:.1f} ms" for name, value in medians.items()), "a step")
-    print(f"host / bare {medians['host'] / medians['bare']:.2%}")
+    overhead, waited = medians["host"] / medians["bare"], statistics.median(waits)
+    print(f"host overhead {overhead:.2%} of a step; waiting for input {waited:.3%} of the loop")
     differences = sorted(a / b - 1 for a, b in zip(seconds["loop"], seconds["bare"], strict=True))
     print(f"loop / bare - 1, pair by pair: {', '.join(f'{value:.1%}' for value in differences)}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"jax": jax.__version__, "seconds": seconds, "medians": medians}, indent=1) + "\n"
-    )
+    shares = {"host_overhead": overhead, "input_wait": waited}
+    write(arguments.out, {"seconds": seconds, "medians": medians, **shares, "input_waits": waits})
 
 
 if __name__ == "__main__":

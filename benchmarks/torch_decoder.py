@@ -1,5 +1,7 @@
 """The same decoder in plain PyTorch, eager, as somebody would write it: what `train_step.py` measures against."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,24 @@ class Norm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:], self.scale.to(x.dtype), None, self.epsilon)
 
 
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, D: int, F: int):
+        super().__init__()
+        self.gate = nn.Linear(D, F, bias=False)
+        self.up = nn.Linear(D, F, bias=False)
+        self.down = nn.Linear(F, D, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+    def load(self, params: dict[str, Any]) -> None:
+        """Copies one layer's kernels, which are stored transposed here."""
+        for name in ("gate", "up", "down"):
+            put(getattr(self, name).weight, params[name].T)
+
+
 class Block(nn.Module):
     """PaLM's parallel block with multi-query attention through PyTorch's own fused kernel."""
 
@@ -31,9 +51,7 @@ class Block(nn.Module):
         self.key = nn.Linear(D, H, bias=False)
         self.value = nn.Linear(D, H, bias=False)
         self.out = nn.Linear(N * H, D, bias=False)
-        self.gate = nn.Linear(D, F, bias=False)
-        self.up = nn.Linear(D, F, bias=False)
-        self.down = nn.Linear(F, D, bias=False)
+        self.mlp: nn.Module = MLP(D, F)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, L, _ = x.shape
@@ -44,7 +62,17 @@ class Block(nn.Module):
         v = self.value(h).view(B, L, 1, H).transpose(1, 2)
         a = functional.scaled_dot_product_attention(q, k.expand(B, N, L, H), v.expand(B, N, L, H), is_causal=True)
         a = self.out(a.transpose(1, 2).reshape(B, L, N * H))
-        return x + a + self.down(functional.silu(self.gate(h)) * self.up(h))
+        return x + a + self.mlp(h)
+
+    def load(self, params: dict[str, Any]) -> None:
+        """Copies one layer's norm and attention, and its MLP where it has one."""
+        D = params["norm"]["scale"].shape[0]
+        put(self.norm.scale, params["norm"]["scale"])
+        for name in ("query", "key", "value"):
+            put(getattr(self, name).weight, params["attention"][name].reshape(D, -1).T)
+        put(self.out.weight, params["attention"]["out"].reshape(-1, D).T)
+        if "mlp" in params:
+            self.mlp.load(params["mlp"])
 
 
 class Decoder(nn.Module):
@@ -74,21 +102,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def load(model: Decoder, params: dict) -> None:
+def put(target: nn.Parameter, value: Any) -> None:
+    """Copies an array into a parameter."""
+    target.data.copy_(torch.tensor(value))
+
+
+def load(model: Decoder, params: dict[str, Any]) -> None:
     """Copies this project's parameters into the PyTorch model, whose kernels are stored transposed."""
-    layers = params["decoder"]["blocks"]["layers"]
-
-    def put(target: nn.Parameter, value) -> None:
-        target.data.copy_(torch.tensor(value))
-
     put(model.table.weight, params["embedding"]["table"])
     put(model.norm.scale, params["decoder"]["norm"]["scale"])
-    for i, block in enumerate(model.blocks):
-        D = model.config.embed_dim
-        put(block.norm.scale, layers["norm"]["scale"][i])
-        put(block.query.weight, layers["attention"]["query"][i].reshape(D, -1).T)
-        put(block.key.weight, layers["attention"]["key"][i].reshape(D, -1).T)
-        put(block.value.weight, layers["attention"]["value"][i].reshape(D, -1).T)
-        put(block.out.weight, layers["attention"]["out"][i].reshape(-1, D).T)
-        for name in ("gate", "up", "down"):
-            put(getattr(block, name).weight, layers["mlp"][name][i].T)
+    for index, block in enumerate(model.blocks):
+        block.load(layer(params["decoder"]["blocks"]["layers"], index))
+
+
+def layer(stacked: dict[str, Any], index: int) -> dict[str, Any]:
+    """One layer of parameters that are stacked."""
+    return {name: layer(of, index) if isinstance(of, dict) else of[index] for name, of in stacked.items()}

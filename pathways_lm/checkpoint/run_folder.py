@@ -46,6 +46,7 @@ class RunFolder:
         self.rewinds = self.path / "rewinds.json"
         self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
 
     def experiment(self) -> Experiment:
         """The experiment that made the run. Raises CheckpointError where this is no run folder."""

@@ -44,6 +44,7 @@ from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.optimizers.treatment import treatments
 from pathways_lm.train.peers import leaving_together, watch_peers
 from pathways_lm.train.precision import POLICIES
+from pathways_lm.train.profile import Profiler
 from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.spikes import Rewinds, Spikes
@@ -181,6 +182,9 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         console.print(f"compiled the step{rows} in {time.perf_counter() - since:.1f} s", highlight=False)
         return compiled
 
+    if train.profile_steps:
+        # Or a program of another version might be found, that is the same but for the names of its parts.
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     # The first is compiled before anything else takes time.
     step_for(ramp.batch_size(step))
     workload = workload_of(model, loader.example(data.batch_size), data.batch_size, balance.mixture.tasks)
@@ -189,6 +193,7 @@ def _train(session: Session, stack: ExitStack) -> int | None:
         *(train, state, step_for, course, store, facts, log, workload, hooks, books, spikes, rewinds),
         restore=restorer.back_to,
         first=first,
+        profiler=Profiler(folder.profile, train.profiled) if first else None,
     )
     return loop.run()[1]
 

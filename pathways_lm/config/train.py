@@ -70,17 +70,38 @@ class TrainConfig(Checked):
     `evaluate_examples` asks, the highest mean accuracy or BLEU over the tasks."""
     checkpoint_dir: str = ""
     """A folder or URL (gs://bucket/folder) for this run's checkpoints alone; empty is the run folder."""
+    profile_steps: str = ""
+    """Steps that are traced: `10:13` are steps 10, 11 and 12. The report tells where their time went; empty traces
+    none."""
     watchdog_seconds: int = bounded(1800, at_least=0)
     """A run in which nothing is finished for so long is ended, to be started again; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_patterns("train.init_parameters", self.init_parameters)
+        if self.profile_steps and self.profiled.stop > self.num_steps + 1:
+            raise ConfigError(
+                f"train.profile_steps={self.profile_steps!r} ends behind the last of train.num_steps={self.num_steps}"
+            )
         for name in ("init_step", "init_parameters"):
             if getattr(self, name) and not self.init_from:
                 raise ConfigError(
                     f"train.{name}={getattr(self, name)!r} is of the run that train.init_from names: set it"
                 )
+
+    @property
+    def profiled(self) -> range:
+        """The steps that are traced. Raises ConfigError where `profile_steps` names none."""
+        if not self.profile_steps:
+            return range(0)
+        first, colon, behind = self.profile_steps.partition(":")
+        digits = first.isascii() and first.isdigit() and behind.isascii() and behind.isdigit()
+        if not (colon and digits) or not 1 <= int(first) < int(behind):
+            raise ConfigError(
+                f"train.profile_steps={self.profile_steps!r} must be the first step and the one behind the last, as "
+                "'10:13' for steps 10 to 12"
+            )
+        return range(int(first), int(behind))
 
 
 @dataclass(frozen=True, kw_only=True)

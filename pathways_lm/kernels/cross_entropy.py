@@ -80,6 +80,7 @@ Rows = tuple[Array, Array, Array]
 """Inputs of the product [B, L, D], targets and weights [B, L]."""
 
 
+@jax.named_scope("loss")
 def linear_cross_entropy(projection: Projection, targets_BL: Array, weights_BL: Array, z_loss: float) -> Scored:
     """The sum of weight x (nll + z_loss log_z^2), without the logits of a whole batch at any time.
 

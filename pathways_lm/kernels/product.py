@@ -51,7 +51,9 @@ def check_matmuls(matmuls: str) -> None:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None = None) -> Array:
+def contract(
+    subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype | None = None
+) -> Array:
     """`jnp.einsum(subscripts, left, right, out_sharding=out)`, summed in fp32, in `dtype` or that of `left`.
 
     The operands are given to the product in the order in which no or few numbers must be turned around. Gradients are
@@ -59,12 +61,13 @@ def contract(subscripts: str, left: Array, right: Array, out: NamedSharding, dty
 
     Args:
       subscripts: of two operands; a dimension that is summed over is in both.
-      out: of the result, which may be left as sums still to be added over devices.
+      out: of the result, which may be left as sums still to be added over devices. None where each device works on
+        its own part.
     """
     return _summed(subscripts, left, right, out, dtype or left.dtype)
 
 
-def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype) -> Array:
+def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
     first, second, result = _terms(subscripts)
     orders = [(first, left, second, right), (second, right, first, left)]
     first, left, second, right = min(orders, key=lambda order: _turned(*order, result))
@@ -72,15 +75,17 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding, dtyp
     summed = [dim for dim in first if dim in second and dim not in result]
     kept = [dim for dims in (first, second) for dim in dims if dim in result and dim not in batch]
     made = "".join([*batch, *kept])
-    entries = dict(zip(result, out.spec.partitions, strict=True))
-    spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=out.spec.unreduced, reduced=out.spec.reduced)
+    if out is not None:
+        entries = dict(zip(result, out.spec.partitions, strict=True))
+        spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=out.spec.unreduced, reduced=out.spec.reduced)
+        out = out.update(spec=spec)
     places = [tuple(dims.index(dim) for dim in group) for group in (summed, batch) for dims in (first, second)]
     y = jax.lax.dot_general(
         left,
         right,
         ((places[0], places[1]), (places[2], places[3])),
         preferred_element_type=jnp.float32,
-        out_sharding=out.update(spec=spec),
+        out_sharding=out,
     )
     # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
     return jnp.transpose(y.astype(dtype), [made.index(dim) for dim in result])
@@ -103,19 +108,24 @@ def _turned(first: str, left: Array, second: str, right: Array, result: str) -> 
 
 
 def _contract_forward(
-    subscripts: str, left: Array, right: Array, out: NamedSharding, dtype: jnp.dtype | None
+    subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype | None
 ) -> tuple[Array, tuple[Array, Array]]:
     return contract(subscripts, left, right, out, dtype), (left, right)
 
 
 def _contract_backward(
-    subscripts: str, out: NamedSharding, dtype: jnp.dtype | None, operands: tuple[Array, Array], gradient: Array
+    subscripts: str,
+    out: NamedSharding | None,
+    dtype: jnp.dtype | None,
+    operands: tuple[Array, Array],
+    gradient: Array,
 ) -> tuple[Array, Array]:
     left, right = operands
     first, second, result = _terms(subscripts)
     gradient = gradient.astype(left.dtype)
-    left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cotangent_sharding(left), left.dtype)
-    right_gradient = _summed(f"{first},{result}->{second}", left, gradient, cotangent_sharding(right), right.dtype)
+    cuts = (None, None) if out is None else (cotangent_sharding(left), cotangent_sharding(right))
+    left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cuts[0], left.dtype)
+    right_gradient = _summed(f"{first},{result}->{second}", left, gradient, cuts[1], right.dtype)
     return left_gradient, right_gradient
 
 

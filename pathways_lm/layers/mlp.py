@@ -82,6 +82,7 @@ class MLP(nnx.Module):
         self.config = config
         self.rules = rules
 
+    @jax.named_scope("mlp")
     def __call__(self, h_BLD: Array, key: Array | None = None) -> Array:
         """Takes an input whole along D; gives an output cut as the residual stream."""
         config, rules = self.config, self.rules

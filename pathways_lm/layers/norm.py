@@ -24,6 +24,7 @@ class Norm(nnx.Module):
             self.bias = zeros((config.embed_dim,), ("norm",), rules)
         self.config = config
 
+    @jax.named_scope("norm")
     def __call__(self, x_BLD: Array) -> Array:
         x = x_BLD.astype(jnp.float32)
         if self.config.norm == "layer":

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 from jax import Array
 from jax.sharding import reshard
@@ -105,6 +106,7 @@ class Block(nnx.Module):
             return self._parallel(x_BLD, scene, own)
         shown: dict[str, Any] = {}
 
+        @jax.named_scope("attention")
         def attend(h_BLD: Array) -> Array:
             key = site(own.key, WEIGHTS)
             seen = self.attention(
@@ -113,6 +115,7 @@ class Block(nnx.Module):
             shown.update(fresh=None if own.cached is None else seen.fresh, weights_BNTS=seen.weights_BNTS)
             return dropout(seen.y_BLD, self.config.dropout, site(own.key, ATTENTION), self.rules)
 
+        @jax.named_scope("cross_attention")
         def look(h_BLD: Array) -> Array:
             assert scene.memory_sight is not None
             memory_BSD = None
@@ -156,9 +159,10 @@ class Block(nnx.Module):
         config = self.config
         h_BLD = reshard(self.norm(x_BLD), self.rules("batch", "length", None))
         key = site(own.key, WEIGHTS)
-        seen = self.attention(
-            h_BLD, self._sight(scene), None, own.cached, key, show_weights=scene.show, store=scene.store
-        )
+        with jax.named_scope("attention"):
+            seen = self.attention(
+                h_BLD, self._sight(scene), None, own.cached, key, show_weights=scene.show, store=scene.store
+            )
         fed_BLD, given = self._feed(h_BLD, scene, own)
         fed_BLD = dropout(fed_BLD, config.dropout, site(own.key, MLP_OUT), self.rules)
         attended_BLD = dropout(seen.y_BLD, config.dropout, site(own.key, ATTENTION), self.rules)

@@ -80,6 +80,7 @@ class Transformer(nnx.Module):
         """Whole rows in the order of the embeddings and logits, each device with its part."""
         return cut(rows_BL, self.rules)
 
+    @jax.named_scope("embedding")
     def embed(self, tokens_BL: Array, places: Places, key: Array | None, types_BL: Array | None = None) -> Array:
         """Tokens, positions and types of whole rows, [B, L, D], laid on devices and cut as the residual stream."""
         x_BLD = self.embedding.encode(self.lay(tokens_BL))

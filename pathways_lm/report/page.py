@@ -18,6 +18,8 @@ from pathways_lm.report.html import (
     write_whole,
 )
 from pathways_lm.report.plots import charts
+from pathways_lm.report.profile import profile_of
+from pathways_lm.report.profile_plot import draw_profile
 from pathways_lm.report.read import Row, Run, read_run, series
 from pathways_lm.report.words import big, clock, duration, setting
 
@@ -40,7 +42,8 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
 
 def page(run: Run) -> str:
     """The whole page."""
-    sections = (_curves(run), _samples(run), _books(run), _corpus(run), _parameters(run), _config(run), _events(run))
+    told = (_curves, _samples, _books, _profile, _corpus, _parameters, _config, _events)
+    sections = [each(run) for each in told]
     body = f"{_headline(run)}\n{''.join(sections)}<footer>{escaped(_footer(run))}</footer>\n"
     return document(f"{run.name}: training report", run.name, _progress(run), body)
 
@@ -215,6 +218,25 @@ def _books(run: Run) -> str:
     total = sum(spent.values()) or 1.0
     rows = [[told, f"{seconds:,.1f}", f"{seconds / total:.1%}"] for told, seconds in spent.items() if seconds]
     return section("Time", card(table(("What", "Seconds", "Share"), rows, numbers=(1, 2))))
+
+
+def _profile(run: Run) -> str:
+    """Where the time of the traced steps went, by part of the model."""
+    profile = profile_of(run.folder / "profile")
+    if profile is None:
+        return ""
+    rows = [
+        [part.scope, f"{part.forward * 1e3:,.1f}", f"{part.backward * 1e3:,.1f}", f"{part.share:.1%}"]
+        for part in profile.parts
+    ]
+    heads = ("Part", "Forward, ms a step", "Backward, ms a step", "Share")
+    told = (
+        f"Of {profile.steps} traced steps (train.profile_steps={escaped(str(run.config['train']['profile_steps']))}), "
+        "added over the threads or devices that worked at the same time. What the compiler fused is counted where the "
+        "fusion ends."
+    )
+    drawn = curves([draw_profile(profile)])
+    return section("A step", card(table(heads, rows, numbers=(1, 2, 3))) + drawn, told)
 
 
 def _corpus(run: Run) -> str:

@@ -15,6 +15,7 @@ from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Params
 from pathways_lm.train.books import Books
 from pathways_lm.train.meter import Figures, Meter, Workload, Writer
+from pathways_lm.train.profile import Profiler
 from pathways_lm.train.pulse import PULSE
 from pathways_lm.train.spikes import Rewind, Rewinds, Spikes
 from pathways_lm.train.state import TrainState, to_items
@@ -79,6 +80,7 @@ class Loop:
     """The newest checkpoint not behind a step, all later ones put aside: its state and facts."""
     first: bool = True
     """Whether this process writes files."""
+    profiler: Profiler | None = None
 
     def run(self) -> tuple[TrainState, int | None]:
         """Returns the last state, and the signal that stopped the run before its end, if one did."""
@@ -91,6 +93,9 @@ class Loop:
             raise CheckpointError(
                 f"run folder '{self.store.folder.parent}' cannot be written: {error.strerror or error}"
             ) from error
+        finally:
+            if self.profiler is not None:
+                self.profiler.close()
 
     def _steps(self, stop: StopRequest) -> int | None:
         config = self.config
@@ -132,8 +137,12 @@ class Loop:
         with self.books.spent("input"):
             batch = self.course.take()
         step_function = self.step_for(self.course.batch_size(done))
-        self.state, metrics = step_function(self.state, batch)
         step = done + 1
+        if self.profiler is not None:
+            self.profiler.before(step, self.state)
+        self.state, metrics = step_function(self.state, batch)
+        if self.profiler is not None and self.profiler.after(step, step_function, metrics):
+            self.log.event(step, "profile", f"steps {self.config.profile_steps} traced")
         # The device has this step to do while the rows of the steps before it are written.
         if done % self.config.log_every == 0:
             before, step = step, self._write(step)

@@ -6,13 +6,15 @@ tokens into their places by index and exchanges them itself. `dropless` sorts to
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding, reshard
+from jax.sharding import NamedSharding, auto_axes, reshard
 
+from pathways_lm.kernels.product import contract
+from pathways_lm.kernels.ragged import ragged_dot, ragged_product
 from pathways_lm.kernels.zigzag import numbers
 from pathways_lm.layers.dropout import drawn
 from pathways_lm.layers.moe.router import Routing
@@ -71,20 +73,20 @@ def by_einsum(
     combine = jnp.einsum("gske,gskc->gsec", weighted_GSKE, slot_GSKC, out_sharding=cut)
     # Masks in the type of the arithmetic, before anything is exchanged (Switch section 2.4, selective precision).
     dispatch, combine = dispatch.astype(x_GSD.dtype), combine.astype(x_GSD.dtype)
-    sent_GECD = jnp.einsum("gsec,gsd->gecd", dispatch, x_GSD, out_sharding=moved)
+    sent_GECD = contract("gsec,gsd->gecd", dispatch, x_GSD, moved)
     with_experts = rules("group", "expert", "places", None)
     sent_GECD = reshard(sent_GECD, with_experts)
     hidden_cut = rules("group", "expert", "places", "mlp")
 
     def into(kernel_EDF: Array) -> Array:
-        return jnp.einsum("gecd,edf->gecf", sent_GECD, kernel_EDF, out_sharding=hidden_cut)
+        return contract("gecd,edf->gecf", sent_GECD, kernel_EDF, hidden_cut)
 
     gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
     keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
     hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep)
-    y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD, out_sharding=with_experts)
+    y_GECD = contract("gecf,efd->gecd", hidden_GECF, experts.down_EFD, with_experts)
     y_GECD = reshard(y_GECD, moved)
-    return jnp.einsum("gsec,gecd->gsd", combine, y_GECD, out_sharding=rules("batch", None, "moved"))
+    return contract("gsec,gecd->gsd", combine, y_GECD, rules("batch", None, "moved"))
 
 
 def by_all_to_all(
@@ -92,7 +94,7 @@ def by_all_to_all(
 ) -> Array:
     """Each device puts its tokens into places, all exchange them for those of their own experts, and back."""
     E, places = experts.up_EDF.shape[0], _divided(places, rules)
-    axes, cut_hidden, cut_places = rules.axes("expert"), rules.axes("mlp"), rules.axes("places")
+    axes, cut_hidden, cut_places = (_axes(rules, name) for name in ("expert", "mlp", "places"))
     keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
 
     def local(x_GSD: Array, routing: Routing, experts: Experts, keep_GECF: Array | None) -> Array:
@@ -100,26 +102,30 @@ def by_all_to_all(
         groups_GSK = jnp.broadcast_to(jnp.arange(G)[:, None, None], routing.slots_GSK.shape)
         # What found no place is sent to one that does not exist.
         slots_GSK = jnp.where(routing.kept_GSK, routing.slots_GSK, places)
-        at = (groups_GSK, routing.experts_GSK, slots_GSK)
+        # Experts first, so that each one's tokens of all groups lie together as one matrix.
+        at = (routing.experts_GSK, groups_GSK, slots_GSK)
         x_GSKD = jnp.broadcast_to(x_GSD[:, :, None], (*slots_GSK.shape, D))
-        sent_GECD = jnp.zeros((G, E, places, D), x_GSD.dtype).at[at].set(x_GSKD, mode="drop")
+        sent_EGCD = jnp.zeros((E, G, places, D), x_GSD.dtype).at[at].set(x_GSKD, mode="drop")
         for axis in cut_places:
-            sent_GECD = jax.lax.all_to_all(sent_GECD, axis, split_axis=2, concat_axis=3, tiled=True)
+            sent_EGCD = jax.lax.all_to_all(sent_EGCD, axis, split_axis=2, concat_axis=3, tiled=True)
         for axis in axes:
-            sent_GECD = jax.lax.all_to_all(sent_GECD, axis, split_axis=1, concat_axis=0, tiled=True)
+            sent_EGCD = jax.lax.all_to_all(sent_EGCD, axis, split_axis=0, concat_axis=1, tiled=True)
+        rows_ERD = sent_EGCD.reshape(sent_EGCD.shape[0], -1, sent_EGCD.shape[-1])
 
         def into(kernel_EDF: Array) -> Array:
-            return jnp.einsum("gecd,edf->gecf", sent_GECD, kernel_EDF)
+            return contract("erd,edf->erf", rows_ERD, kernel_EDF, None)
 
         gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
-        hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep_GECF)
-        y_GECD = jnp.einsum("gecf,efd->gecd", hidden_GECF, experts.down_EFD)
+        up = into(experts.up_EDF)
+        keep_ERF = None if keep_GECF is None else jnp.swapaxes(keep_GECF, 0, 1).reshape(up.shape)
+        y_ERD = contract("erf,efd->erd", body.hidden(up, gate, keep_ERF), experts.down_EFD, None)
+        y_EGCD = y_ERD.reshape(*sent_EGCD.shape[:3], y_ERD.shape[-1])
         for axis in reversed(axes):
-            y_GECD = jax.lax.all_to_all(y_GECD, axis, split_axis=0, concat_axis=1, tiled=True)
+            y_EGCD = jax.lax.all_to_all(y_EGCD, axis, split_axis=1, concat_axis=0, tiled=True)
         for axis in reversed(cut_places):
-            y_GECD = jax.lax.all_to_all(y_GECD, axis, split_axis=3, concat_axis=2, tiled=True)
-        gates_GSK = jnp.where(routing.kept_GSK, routing.gates_GSK, 0).astype(y_GECD.dtype)
-        y_GSKD = y_GECD.at[at].get(mode="fill", fill_value=0)
+            y_EGCD = jax.lax.all_to_all(y_EGCD, axis, split_axis=3, concat_axis=2, tiled=True)
+        gates_GSK = jnp.where(routing.kept_GSK, routing.gates_GSK, 0).astype(y_EGCD.dtype)
+        y_GSKD = y_EGCD.at[at].get(mode="fill", fill_value=0)
         y_GSD = jnp.einsum("gsk,gskd->gsd", gates_GSK, y_GSKD)
         return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
 
@@ -136,7 +142,7 @@ def dropless(
     tokens, serve those of their own experts, and add up.
     """
     del places
-    axes, cut_hidden = rules.axes("expert"), rules.axes("mlp")
+    axes, cut_hidden = (_axes(rules, name) for name in ("expert", "mlp"))
     hidden_shape = (*routing.experts_GSK.shape, experts.up_EDF.shape[2])
     keep, keep_cut = None, rules("batch", "length", None, "mlp")
     if key is not None and body.rate:
@@ -159,8 +165,10 @@ def dropless(
         rows = x_GSD.reshape(G * S, -1)[order // K]
 
         def product(left: Array, kernels: Array) -> Array:
-            wide = jax.lax.ragged_dot(left, kernels, sizes_E, preferred_element_type=jnp.float32)
-            return wide.astype(left.dtype)
+            # What devices see differs along axes of the mesh, which the loop on CPUs does not tell of its results.
+            if rules.mesh.size > 1:
+                return ragged_dot(left, kernels, sizes_E)
+            return ragged_product(left, kernels, sizes_E)
 
         gate = None if experts.gate_EDF is None else product(rows, experts.gate_EDF)
         keep_rows = None if keep_GSKF is None else keep_GSKF.reshape(G * S * K, -1)[order]
@@ -197,7 +205,9 @@ def _divided(places: int, rules: Rules) -> int:
 def _on_each_device(
     local: Callable[..., Array], rules: Rules, tokens: NamedSharding, routed: NamedSharding, keep_cut: NamedSharding
 ) -> Callable[..., Array]:
-    """`local` on every device's own part of tokens and experts."""
+    """`local` on every device's own part of tokens and experts; on one device, on all of them."""
+    if rules.mesh.size == 1:
+        return partial(_on_one_device, local, tokens)
     summed = summed_over("all_to_all", rules)
     inward = rules.used("expert", None, "mlp", tokens=summed).spec
     outward = rules.used("expert", "mlp", None, tokens=summed).spec
@@ -221,6 +231,16 @@ def _on_each_device(
         return mapped(x_GSD, routing, experts, keep)
 
     return call
+
+
+def _on_one_device(local: Callable[..., Array], tokens: NamedSharding, *given: Any) -> Array:
+    """Without `shard_map`, which would exchange even where nobody else is. How arrays lie is not asked inside."""
+    return auto_axes(local, out_sharding=tokens)(*given)
+
+
+def _axes(rules: Rules, name: str) -> tuple[str, ...]:
+    """The mesh axes along which there is something to exchange."""
+    return rules.axes(name) if rules.mesh.size > 1 else ()
 
 
 def _index(axes: tuple[str, ...]) -> Array | int:

@@ -45,6 +45,7 @@ class MoE(nnx.Module):
         self.config = moe
         self.rules = rules
 
+    @jax.named_scope("moe")
     def __call__(self, h_BLD: Array, valid_BL: Array | None, key: Array | None) -> tuple[Array, RouterSums, Array]:
         """Takes an input whole along D.
 

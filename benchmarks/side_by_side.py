@@ -1,0 +1,153 @@
+"""What comparisons have in common: steps that alternate, their figures, the machine, and the file they go to."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from pathways_lm.config import ModelConfig, OptimizerConfig, TrainConfig
+from pathways_lm.models.batch import Batch
+from pathways_lm.models.model import Model
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import initial_state
+from pathways_lm.train.step import compile_step, make_step
+
+RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
+OURS, THEIRS = "pathways_lm", "pytorch"
+WARM_UP = 2
+CHECKED = 3
+TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
+"""Relative, of the first losses: both sides must be doing the same thing for their times to be compared."""
+
+StepOnce = Callable[[], float]
+"""Does one training step and returns its loss, after the device has finished it."""
+
+
+def our_step(model: Model, precision: str, tokens_BL: np.ndarray) -> tuple[StepOnce, dict]:
+    """This project's step with AdamW, and the parameters it begins with."""
+    config = OptimizerConfig(
+        name="adamw",
+        learning_rate=RATE,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        weight_decay=DECAY,
+        clip_norm=CLIP,
+        hold_steps=10**9,
+    )
+    schedule = make_schedule(config, 1)
+    optimizer = make_optimizer(config, schedule, model)
+    train = TrainConfig(num_steps=1, precision=precision, z_loss=0.0)
+    inputs_BL = np.pad(tokens_BL, ((0, 0), (1, 0)))[:, :-1]
+    batch = jax.device_put(Batch(inputs_BL, tokens_BL), model.rules("batch", None))
+    compiled = compile_step(make_step(model, optimizer, schedule, train), model, optimizer, batch)
+    state = initial_state(model, optimizer, 0)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return step, state.params
+
+
+def torch_step(
+    model: torch.nn.Module, precision: str, tokens_BL: np.ndarray, besides: Callable[[], torch.Tensor] | None = None
+) -> StepOnce:
+    """The same in PyTorch. `besides` gives what is added to the loss after the model has run; it is not told."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
+    targets_BL = torch.tensor(tokens_BL, dtype=torch.long)
+    inputs_BL = torch.cat([torch.zeros_like(targets_BL[:, :1]), targets_BL[:, :-1]], dim=1)
+
+    def step() -> float:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(inputs_BL)
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets_BL.flatten())
+        (loss if besides is None else loss + besides()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def draw_tokens(config: ModelConfig, shape: tuple[int, int]) -> np.ndarray:
+    """A batch that never changes; none is padding."""
+    return np.random.default_rng(0).integers(1, config.vocab_size, shape).astype(np.int32)
+
+
+def alternate(steps: Mapping[str, StepOnce], precision: str, repeats: int) -> dict[str, Any]:
+    """Alternates steps of two, ours first; medians, the ratio, its spread pair by pair, and the first losses.
+
+    Raises AssertionError where the first losses differ.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + WARM_UP):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            loss = step()
+            took = time.perf_counter() - began
+            losses[name].append(loss)
+            if repeat >= WARM_UP:
+                seconds[name].append(took)
+    np.testing.assert_allclose(losses[OURS][:CHECKED], losses[THEIRS][:CHECKED], rtol=TOLERANCE[precision])
+    ratios = sorted(theirs / ours for ours, theirs in zip(seconds[OURS], seconds[THEIRS], strict=True))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "precision": precision,
+        "median_seconds": medians,
+        "ratio": medians[THEIRS] / medians[OURS],
+        "pairwise_ratio_min_max": [ratios[0], ratios[-1]],
+        "repeats": repeats,
+        "first_losses": {name: values[:CHECKED] for name, values in losses.items()},
+    }
+
+
+def tell(rows: list[dict[str, Any]], name: str) -> None:
+    """Prints a table, with a row's field `name` in front."""
+    width = max(len(str(row[name])) for row in rows) + 1
+    print(f"{'':{width}}{'pathways_lm':>13}{'PyTorch eager':>16}{'ratio':>8}   pair by pair")
+    for row in rows:
+        ours, theirs = (row["median_seconds"][side] for side in (OURS, THEIRS))
+        low, high = row["pairwise_ratio_min_max"]
+        print(f"{row[name]:{width}}{ours:12.3f}s{theirs:15.3f}s{row['ratio']:8.2f}   {low:.2f} to {high:.2f}")
+
+
+def circumstances() -> dict[str, Any]:
+    """When, where and with what something was measured."""
+    versions = {"python": platform.python_version()}
+    for package in ("jax", "flax", "torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    machine = {"cores": os.cpu_count(), "processor": _processor(), "load_average": round(os.getloadavg()[0], 2)}
+    return {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "versions": versions}
+
+
+def write(out: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures with their circumstances, as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**circumstances(), **figures}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
