@@ -6,6 +6,7 @@ from typing import Any
 from pathways_lm.config import MixingConfig
 from pathways_lm.data.mixing import Mixture
 from pathways_lm.data.shares import Shares, excess_loss, first_shares, loss_ratio, parse, rounded
+from pathways_lm.errors import ConfigError
 
 ADAPTIVE = ("excess_loss", "loss_ratio")
 
@@ -17,13 +18,22 @@ class Balance:
       sizes: bytes of text of each task.
       sequences: packed sequences of each task.
       total: sequences that the whole run reads.
+
+    Raises:
+      ConfigError: shares that are to follow losses, of a single task.
     """
 
     def __init__(self, config: MixingConfig, sizes: Mapping[str, float], sequences: Mapping[str, int], total: int):
         self.config = config
         self.base = first_shares(config, sizes, sequences, total)
         self.mixture = Mixture.start(self.base)
-        self.adaptive = config.rule in ADAPTIVE and len(self.base) > 1
+        self.adaptive = config.rule in ADAPTIVE
+        learned = [task for task, share in self.base.items() if share]
+        if self.adaptive and len(learned) == 1:
+            raise ConfigError(
+                f"mixing.rule={config.rule!r} moves shares between tasks, and '{learned[0]}' is the only one that has "
+                "any; give a mixture of several or mixing.rule='proportional'"
+            )
         given = parse(config.references, "mixing.references", sizes) if config.references else {}
         self._given = {task: loss for task, loss in given.items() if loss}
         self._references = dict(self._given)
