@@ -27,6 +27,8 @@ class Balance:
         self.config = config
         self.base = first_shares(config, sizes, sequences, total)
         self.mixture = Mixture.start(self.base)
+        self._exact = dict(self.base)
+        """The shares before they were rounded, so that small changes add up."""
         self.adaptive = config.rule in ADAPTIVE
         learned = [task for task, share in self.base.items() if share]
         if self.adaptive and len(learned) == 1:
@@ -55,12 +57,12 @@ class Balance:
         losses = {task: self._nll[task] / self._tokens[task] for task in self.base if self._tokens[task]}
         how = (self.config.rate, self.config.smoothing)
         if self.config.rule == "excess_loss":
-            shares = excess_loss(self.mixture.shares, losses, self._given, *how)
+            self._exact = excess_loss(self._exact, losses, self._given, *how)
         else:
             for task, loss in losses.items():
                 self._references.setdefault(task, loss)
-            shares = loss_ratio(self.base, losses, self._references, *how)
-        shares = rounded(shares)
+            self._exact = loss_ratio(self.base, losses, self._references, *how)
+        shares = rounded(self._exact)
         self.mixture.change(row, shares)
         self._nll, self._tokens = dict.fromkeys(self.base, 0.0), dict.fromkeys(self.base, 0.0)
         return shares
@@ -70,6 +72,7 @@ class Balance:
         return {
             "mixture": self.mixture.to_json(),
             "base": self.base,
+            "exact": self._exact,
             "references": self._references,
             "nll": self._nll,
             "tokens": self._tokens,
@@ -81,5 +84,6 @@ class Balance:
         if values["base"] != self.base:
             self.mixture.change(row, self.base)
             return
+        self._exact = values.get("exact", self.mixture.shares)
         self._references = {**values["references"], **self._given}
         self._nll, self._tokens = dict(values["nll"]), dict(values["tokens"])
