@@ -110,14 +110,17 @@ def show(runs: Runs) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of parameters and data")
-    parser.add_argument("--only", nargs="+", choices=[*FIXED, *ADAPTIVE], default=[*FIXED, *ADAPTIVE])
+    names = [*FIXED, *ADAPTIVE]
+    parser.add_argument("--only", nargs="*", choices=names, default=names, help="run these; none: draw what there is")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    runs: Runs = results.setdefault(str(arguments.seed), {})
+    results: dict[str, Runs] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in arguments.only:
+        runs = results.get(str(arguments.seed), {})
         seeds = (f"train.seed={arguments.seed}", f"data.seed={arguments.seed}")
         runs[name] = trained((*SMALL, *seeds, *changes(name, runs)))
+        results[str(arguments.seed)] = {name: runs[name] for name in (*FIXED, *ADAPTIVE) if name in runs}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    runs = results.get(str(arguments.seed), {})
     show(runs)
     if "0" in results:
         draw(results["0"], Path("docs/mixtures.png"))
