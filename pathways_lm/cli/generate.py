@@ -9,7 +9,7 @@ from pathways_lm.checkpoint.run_folder import RunFolder
 from pathways_lm.cli.answers import Answers, read_prompts
 from pathways_lm.cli.chat import Chat, talk
 from pathways_lm.cli.devices import prepare_devices
-from pathways_lm.cli.flags import SAMPLING
+from pathways_lm.cli.flags import BEAMS, GOES_WITH, SAMPLING
 from pathways_lm.cli.progress import progress
 from pathways_lm.decode.beam import Beams
 from pathways_lm.decode.constrained import Grammar
@@ -30,7 +30,8 @@ def main(arguments: argparse.Namespace) -> int:
     sampler = Sampler(**{name: getattr(arguments, name) for name in SAMPLING})
     search = _searching(arguments)
     schema = _read(arguments.json_schema) if arguments.json_schema else ""
-    prompts = read_prompts(arguments.file, arguments.key) if arguments.file else arguments.prompt
+    key = "prompt" if arguments.key is None else arguments.key
+    prompts = read_prompts(arguments.file, key) if arguments.file else arguments.prompt
     prepare_devices(arguments, RunFolder(arguments.run).experiment().data.cache_dir)
     model = load(arguments.run, arguments.overrides)
     grammar = model.grammar(arguments.regex, schema) if arguments.regex or schema else None
@@ -40,7 +41,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.task:
         from pathways_lm.evaluate.tasks import inputs_of  # late: tensorflow takes seconds
 
-        prompts = inputs_of(arguments.task, model.experiment.data, model.vocabulary, arguments.split)
+        split = "validation" if arguments.split is None else arguments.split
+        prompts = inputs_of(arguments.task, model.experiment.data, model.vocabulary, split)
     if arguments.out:
         _answer(model, prompts, sampler, grammar, arguments)
         return 0
@@ -108,28 +110,38 @@ def _searching(arguments: argparse.Namespace) -> Beams | Contrastive | None:
     searches = [flag for flag in ("beams", "contrastive", "draft") if getattr(arguments, flag) is not None]
     if len(searches) > 1:
         raise ConfigError(f"--{searches[0]} and --{searches[1]} are two ways to write; give one of them")
+    _check_flags(arguments, searches)
+    if arguments.beams is not None:
+        told = {field: getattr(arguments, flag) for flag, field in BEAMS.items()}
+        return Beams(num_beams=arguments.beams, **{field: value for field, value in told.items() if value is not None})
+    if arguments.contrastive is not None:
+        return Contrastive(alpha=arguments.contrastive, top_k=arguments.top_k or 4)
+    return None
+
+
+def _check_flags(arguments: argparse.Namespace, searches: list[str]) -> None:
+    """Raises ConfigError for a flag that what was asked for would not heed."""
+    for flag, other in GOES_WITH.items():
+        if getattr(arguments, flag) is not None and getattr(arguments, other) is None:
+            raise ConfigError(f"--{_said(flag)} goes with --{other}")
     for flag in ("chat", "out", "stop", "regex", "json_schema", "truncate"):
         if searches and getattr(arguments, flag):
-            raise ConfigError(f"--{flag.replace('_', '-')} is not for --{searches[0]}")
+            raise ConfigError(f"--{_said(flag)} is not for --{searches[0]}")
     modes = searches or [flag for flag in ("chat", "out") if getattr(arguments, flag)]
     if modes and arguments.best_of != 1:
         raise ConfigError(f"--best-of is not for --{modes[0]}")
     for flag in ("stop", "regex", "json_schema"):
         if arguments.chat and getattr(arguments, flag):
-            raise ConfigError(f"--{flag.replace('_', '-')} is not for --chat")
-    if arguments.beams is not None:
-        return Beams(
-            num_beams=arguments.beams,
-            length_penalty=arguments.length_penalty,
-            form=arguments.penalty_form,
-            groups=arguments.beam_groups,
-            diversity=arguments.diversity,
-            early_stopping=arguments.early_stopping,
-            num_return=arguments.num_return,
-        )
-    if arguments.contrastive is not None:
-        return Contrastive(alpha=arguments.contrastive, top_k=arguments.top_k or 4)
-    return None
+            raise ConfigError(f"--{_said(flag)} is not for --chat")
+    heeded = {"beams": (), "contrastive": ("top_k",)}
+    for flag, usual in {**{name: usual for name, (usual, _) in SAMPLING.items()}, "seed": 0}.items():
+        for search in heeded.keys() & searches:
+            if getattr(arguments, flag) != usual and flag not in heeded[search]:
+                raise ConfigError(f"--{_said(flag)} is not for --{search}, which draws nothing")
+
+
+def _said(flag: str) -> str:
+    return flag.replace("_", "-")
 
 
 def _search(
@@ -147,7 +159,8 @@ def _search(
 
 def _speculate(model: LanguageModel, prompts: list[str], sampler: Sampler, arguments: argparse.Namespace) -> None:
     draft = load(arguments.draft, arguments.overrides)
-    written, a_step = model.ahead_of(draft, prompts, sampler, arguments.num_tokens, arguments.seed, arguments.ahead)
+    ahead = 4 if arguments.ahead is None else arguments.ahead
+    written, a_step = model.ahead_of(draft, prompts, sampler, arguments.num_tokens, arguments.seed, ahead)
     for prompt, one in zip(prompts, written, strict=True):
         print(prompt + one.text)
         print("-" * 80)

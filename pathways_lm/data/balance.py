@@ -6,6 +6,7 @@ from typing import Any
 from pathways_lm.config import MixingConfig
 from pathways_lm.data.mixing import Mixture
 from pathways_lm.data.shares import Shares, excess_loss, first_shares, loss_ratio, parse, rounded
+from pathways_lm.errors import ConfigError
 
 ADAPTIVE = ("excess_loss", "loss_ratio")
 
@@ -17,13 +18,24 @@ class Balance:
       sizes: bytes of text of each task.
       sequences: packed sequences of each task.
       total: sequences that the whole run reads.
+
+    Raises:
+      ConfigError: shares that are to follow losses, of a single task.
     """
 
     def __init__(self, config: MixingConfig, sizes: Mapping[str, float], sequences: Mapping[str, int], total: int):
         self.config = config
         self.base = first_shares(config, sizes, sequences, total)
         self.mixture = Mixture.start(self.base)
-        self.adaptive = config.rule in ADAPTIVE and len(self.base) > 1
+        self._exact = dict(self.base)
+        """The shares before they were rounded, so that small changes add up."""
+        self.adaptive = config.rule in ADAPTIVE
+        learned = [task for task, share in self.base.items() if share]
+        if self.adaptive and len(learned) == 1:
+            raise ConfigError(
+                f"mixing.rule={config.rule!r} moves shares between tasks, and '{learned[0]}' is the only one that has "
+                "any; give a mixture of several or mixing.rule='proportional'"
+            )
         given = parse(config.references, "mixing.references", sizes) if config.references else {}
         self._given = {task: loss for task, loss in given.items() if loss}
         self._references = dict(self._given)
@@ -45,12 +57,12 @@ class Balance:
         losses = {task: self._nll[task] / self._tokens[task] for task in self.base if self._tokens[task]}
         how = (self.config.rate, self.config.smoothing)
         if self.config.rule == "excess_loss":
-            shares = excess_loss(self.mixture.shares, losses, self._given, *how)
+            self._exact = excess_loss(self._exact, losses, self._given, *how)
         else:
             for task, loss in losses.items():
                 self._references.setdefault(task, loss)
-            shares = loss_ratio(self.base, losses, self._references, *how)
-        shares = rounded(shares)
+            self._exact = loss_ratio(self.base, losses, self._references, *how)
+        shares = rounded(self._exact)
         self.mixture.change(row, shares)
         self._nll, self._tokens = dict.fromkeys(self.base, 0.0), dict.fromkeys(self.base, 0.0)
         return shares
@@ -60,6 +72,7 @@ class Balance:
         return {
             "mixture": self.mixture.to_json(),
             "base": self.base,
+            "exact": self._exact,
             "references": self._references,
             "nll": self._nll,
             "tokens": self._tokens,
@@ -71,5 +84,6 @@ class Balance:
         if values["base"] != self.base:
             self.mixture.change(row, self.base)
             return
+        self._exact = values.get("exact", self.mixture.shares)
         self._references = {**values["references"], **self._given}
         self._nll, self._tokens = dict(values["nll"]), dict(values["tokens"])

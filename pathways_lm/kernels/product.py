@@ -69,8 +69,8 @@ def contract(
 
 def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
     first, second, result = _terms(subscripts)
-    orders = [(first, left, second, right), (second, right, first, left)]
-    first, left, second, right = min(orders, key=lambda order: _turned(*order, result))
+    if _turned(second, right, first, left, result) < _turned(first, left, second, right, result):
+        first, left, second, right = second, right, first, left
     batch = [dim for dim in first if dim in second and dim in result]
     summed = [dim for dim in first if dim in second and dim not in result]
     kept = [dim for dims in (first, second) for dim in dims if dim in result and dim not in batch]
@@ -100,8 +100,8 @@ def _turned(first: str, left: Array, second: str, right: Array, result: str) -> 
 
     def moved(has: str, wanted: list[str]) -> int:
         # Dimensions of one have no place of their own.
-        has, wanted = ([dim for dim in dims if sizes[dim] > 1] for dims in (list(has), wanted))
-        return 0 if has == wanted else math.prod(sizes[dim] for dim in has)
+        at, to = ([dim for dim in dims if sizes[dim] > 1] for dims in (has, wanted))
+        return 0 if at == to else math.prod(sizes[dim] for dim in has)
 
     before = moved(first, [*batch, *rows, *summed]) + moved(second, [*batch, *summed, *columns])
     return moved(result, [*batch, *rows, *columns]), before

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathways_lm.config import MixingConfig
+from pathways_lm.data.balance import Balance
 from pathways_lm.data.shares import excess_loss, first_shares, loss_ratio, parse, proportional, rounded, unimax
 from pathways_lm.errors import ConfigError
 
@@ -50,18 +51,46 @@ def test_loss_ratio():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda parts: sum(parts) > 0.01))
 def test_rounded(parts):
-    shares = {str(place): part for place, part in enumerate(parts)}
+    shares = {str(place): part / sum(parts) for place, part in enumerate(parts)}
     found = rounded(shares)
-    assert sum(round(1000 * part) for part in found.values()) == 1000
+    assert sum(found.values()) == pytest.approx(1)
+    # Of two digits before they were brought to a sum of 1: half of the last of 10 to 99 is a twentieth at most.
     for task, part in shares.items():
-        assert found[task] * 1000 == pytest.approx(round(found[task] * 1000))
         assert (found[task] > 0) == (part > 0)
-        # Tasks that were given their least may take it from the largest.
-        assert abs(found[task] - part / sum(parts)) <= 0.001 * len(parts)
+        least = 1e-3 * (part > 0)
+        assert 0.95 / 1.06 * part <= found[task] <= 1.05 / 0.95 * max(part, least) * (1 + 1e-9)
 
 
-def test_last_bits_decide_nothing():
-    assert rounded({"a": 0.3, "b": 0.7}) == rounded({"a": 0.3 + 1e-7, "b": 0.7}) == {"a": 0.3, "b": 0.7}
+def test_last_digits_decide_nothing():
+    expected = {"a": pytest.approx(0.3), "b": pytest.approx(0.7)}
+    assert rounded({"a": 0.3, "b": 0.7}) == expected
+    assert rounded({"a": 0.3 + 4e-3, "b": 0.7 - 4e-3}) == rounded({"a": 0.3, "b": 0.7})
+    assert rounded({"a": 1e-6, "b": 1 - 1e-6}) == {"a": pytest.approx(1 / 1001), "b": pytest.approx(1000 / 1001)}
+
+
+def balance(losses, intervals, **changes):
+    """What has become of equal shares."""
+    weights = ",".join(f"{task}=1" for task in losses)
+    found = Balance(MixingConfig(weights=weights, **changes), SIZES, SEQUENCES, 1000)
+    for number in range(intervals):
+        found.note(losses, dict.fromkeys(losses, 1.0))
+        found.change(8 * number)
+    return found
+
+
+def test_changes_below_the_digits_add_up():
+    """0.001 nats of excess for 400 intervals: e to the power of 0.4, though one of them is not to be seen."""
+    how = {"rule": "excess_loss", "rate": 1.0, "smoothing": 0.0}
+    losses = {"a": 1.001, "b": 1.0, "c": 1.0}
+    assert balance(losses, 1, **how).mixture.shares == dict.fromkeys("abc", pytest.approx(1 / 3))
+    raised = math.exp(0.4)
+    assert balance(losses, 400, **how).mixture.shares["a"] == pytest.approx(raised / (raised + 2), rel=0.05)
+
+
+@pytest.mark.parametrize("rule", ["excess_loss", "loss_ratio"])
+def test_shares_that_follow_losses_need_two_tasks(rule):
+    with pytest.raises(ConfigError, match=f"mixing.rule='{rule}' moves shares between tasks, and 'a' is the only one"):
+        Balance(MixingConfig(rule=rule, weights="a=1"), SIZES, SEQUENCES, 1000)
 
 
 def test_what_is_not_to_be_learned_stays_so():
