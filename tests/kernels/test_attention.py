@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.kernels.attention import attention_weights, weighted_values
+from pathways_lm.kernels.attention import attention, attention_weights, weighted_values
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
@@ -92,3 +92,33 @@ def test_bf16_scores_are_not_rounded():
     q, k = np.array([[2.0, 2.0, 0.0, 0.0]]), np.array([[256.0, 1.0, 0.0, 0.0], [256.0, 0.0, 0.0, 0.0]])
     out = in_bf16(q, k, np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
     np.testing.assert_allclose(out, [np.e / (1 + np.e), 1 / (1 + np.e), 0, 0], rtol=2**-7)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["multi-query", "grouped", "multi-head"])
+def test_gradients_are_those_of_its_steps(kv_heads, data, tensor):
+    """What the kernel's own backward pass gives is what JAX derives from weights and weighted values, with a bias and a
+    query that sees no key."""
+    q, k, v, mask = inputs(B, kv_heads=kv_heads)
+    mask[1, 3] = False
+    random = np.random.default_rng(1)
+    bias, dy = random.normal(size=(1, T, S, N)).astype(np.float32), random.normal(size=q.shape).astype(np.float32)
+    rules = make_rules("palm_2d", make_mesh(MeshConfig(data=data, tensor=tensor)))
+    heads = rules("batch", "length", "heads", None)
+    q, dy = jax.device_put((q, dy), heads)
+    k, v = jax.device_put((k, v), rules("batch", "length", "heads" if kv_heads % tensor == 0 else None, None))
+    mask = jax.device_put(mask, rules("batch", "length", None))
+    bias = jax.device_put(bias, rules(None, "length", None, "heads"))
+
+    def whole(q, k, v, bias):
+        return attention(q, (None, k), (None, v), mask, bias, rules, True)
+
+    def by_steps(q, k, v, bias):
+        return weighted_values(attention_weights(q, k, mask, bias, rules), v, rules)
+
+    def gradients(function):
+        return jax.jit(lambda *given: jax.vjp(function, *given)[1](dy))(q, k, v, bias)
+
+    for found, expected in zip(gradients(whole), gradients(by_steps), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+        assert found.sharding.spec == expected.sharding.spec

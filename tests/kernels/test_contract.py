@@ -1,0 +1,71 @@
+"""Products of two arrays and both gradients against numpy, on one device and on meshes, in fp32 and in bf16."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pathways_lm.config import MeshConfig
+from pathways_lm.kernels.product import contract
+from pathways_lm.mesh import make_mesh
+from pathways_lm.sharding import make_rules
+
+SIZES = {"b": 8, "l": 64, "t": 32, "s": 48, "d": 32, "f": 64, "n": 4, "k": 4, "g": 2, "h": 16, "v": 128}
+CUT = {"b": "batch", "f": "mlp", "n": "heads", "k": "heads", "v": "vocab"}
+SUBSCRIPTS = (
+    "bld,df->blf",
+    "blf,fd->bld",
+    "bld,dnh->blnh",
+    "blnh,nhd->bld",
+    "bld,vd->blv",
+    "bld,dv->blv",
+    "btkgh,bskh->bktgs",
+    "bktgs,bskh->btkgh",
+    "btkgh,bksh->bktgs",
+)
+MESHES = [(1, 1), (2, 4), (8, 1)]
+
+
+def contracted(subscripts: str, data: int, tensor: int, dtype: type):
+    """Operands, the product in fp32, a gradient for it, and those of the operands; how arrays lie on the mesh."""
+    rules = make_rules("tensor_parallel", make_mesh(MeshConfig(data=data, tensor=tensor)))
+    terms = subscripts.replace("->", ",").split(",")
+    random = np.random.default_rng(0)
+    cuts = [rules(*(CUT.get(dim) for dim in dims)) for dims in terms]
+    arrays = [random.normal(size=[SIZES[dim] for dim in dims]).astype(dtype) for dims in terms]
+    left, right, dy = (jax.device_put(array, cut) for array, cut in zip(arrays, cuts, strict=True))
+
+    @jax.jit
+    def both(left, right, dy):
+        y, pull = jax.vjp(lambda left, right: contract(subscripts, left, right, cuts[2], jnp.float32), left, right)
+        return y, *pull(dy.astype(jnp.float32))
+
+    y, dleft, dright = both(left, right, dy)
+    assert (dleft.dtype, dright.dtype) == (left.dtype, right.dtype)
+    assert [each.sharding.spec for each in (dleft, dright, y)] == [cut.spec for cut in cuts]
+    return [np.asarray(array, np.float64) for array in (*arrays, y, dleft, dright)]
+
+
+@pytest.mark.parametrize(("data", "tensor"), MESHES)
+@pytest.mark.parametrize("subscripts", SUBSCRIPTS)
+def test_equals_numpy(subscripts, data, tensor):
+    left, right, dy, y, dleft, dright = contracted(subscripts, data, tensor, np.float32)
+    first, second, result = subscripts.replace("->", ",").split(",")
+    np.testing.assert_allclose(y, np.einsum(subscripts, left, right), atol=1e-4)
+    np.testing.assert_allclose(dleft, np.einsum(f"{result},{second}->{first}", dy, right), atol=1e-4)
+    np.testing.assert_allclose(dright, np.einsum(f"{first},{result}->{second}", left, dy), atol=1e-4)
+
+
+@pytest.mark.parametrize("subscripts", SUBSCRIPTS)
+def test_bf16_is_summed_in_fp32(subscripts):
+    """A product is exact to fp32's sums; a gradient is that, rounded once to the operand's eight bits."""
+    left, right, dy, y, dleft, dright = contracted(subscripts, 1, 1, ml_dtypes.bfloat16)
+    first, second, result = subscripts.replace("->", ",").split(",")
+    expected = np.einsum(subscripts, left, right)
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
+    for found, expected in (
+        (dleft, np.einsum(f"{result},{second}->{first}", dy, right)),
+        (dright, np.einsum(f"{first},{result}->{second}", left, dy)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=2.0**-8, atol=1e-4)
