@@ -117,9 +117,9 @@ def join_processes(
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-    """`cpu`, `gpu` or `tpu`, of the devices that the mesh is of; empty where it is of none."""
+    """`cpu`, `tpu` or `gpu`: of the devices that a program is for, also where they are only described."""
     if isinstance(mesh, AbstractMesh):
-        return ""
+        return "cpu"
     name = mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
 

@@ -10,10 +10,9 @@ triton    another one, which takes packed documents (`kernels.triton`)
 import math
 from typing import NamedTuple
 
-from jax.sharding import AbstractMesh, Mesh
-
 from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import platform as platform_of
 from pathways_lm.sharding import Rules
 
 # Scores of one layer and device, in fp32, above which they are no longer held: more than caches take, so that from here
@@ -109,14 +108,6 @@ def scores_bytes(rules: Rules, asked: Asked, num_heads: int) -> float:
     """What the scores of one layer take on a device, in fp32."""
     pairs = asked.rows * num_heads * asked.queries * asked.keys
     return 4 * pairs / (rules.parts("batch") * rules.parts("heads") * rules.parts("length"))
-
-
-def platform_of(mesh: Mesh | AbstractMesh) -> str:
-    """`cpu`, `tpu` or `gpu`: of the devices that a program is for, also where they are only described."""
-    if isinstance(mesh, AbstractMesh):
-        return "cpu"
-    platform = mesh.devices.flat[0].platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 # --- why each cannot serve; empty where it can
