@@ -60,6 +60,7 @@ def decode(figures: Figures) -> str:
         speed, (low, high) = row["tokens_per_second"], row["ratios"]
         rows.append(
             [
+                row.get("precision", "fp32"),
                 str(row["batch"]),
                 f"{speed['ours']:.1f} tokens/s",
                 f"{speed['torch']:.1f} tokens/s",
@@ -68,7 +69,7 @@ def decode(figures: Figures) -> str:
                 f"{row['same_tokens']:.2%}",
             ]
         )
-    heads = ("rows", "pathways_lm", "transformers", "ratio of medians", "round by round", "same tokens")
+    heads = ("", "rows", "pathways_lm", "transformers", "ratio of medians", "round by round", "same tokens")
     return table(heads, rows)
 
 
@@ -139,7 +140,7 @@ def ratios(found: dict[str, Figures]) -> list[tuple[str, float, float, float]]:
         for row in found.get(name, {}).get("rows", ()):
             bars.append((f"{title}, {row[label]}", row["ratio"], *row["pairwise_ratio_min_max"]))
     for row in found.get("decode", {}).get("rows", ()):
-        bars.append((f"decoding, {row['batch']} rows", row["ratio"], *row["ratios"]))
+        bars.append((f"decoding, {row['batch']} rows, {row.get('precision', 'fp32')}", row["ratio"], *row["ratios"]))
     return bars
 
 
