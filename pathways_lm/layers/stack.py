@@ -96,14 +96,16 @@ class Stack(nnx.Module):
             y, out = nnx.merge(graphdef, state)(x, *shared, own)
             return y if absent is None else jnp.where(absent, x, y), out
 
+        # In a loop, the backward pass cannot find what the forward pass computed.
+        scanned = self.unroll < self.num_layers
         if self.remat == "block":
-            body = jax.checkpoint(body, prevent_cse=False)
+            body = jax.checkpoint(body, prevent_cse=not scanned)
         elif self.remat == "offload":
-            body = jax.checkpoint(body, prevent_cse=False, policy=_INPUT_TO_HOST)
+            body = jax.checkpoint(body, prevent_cse=not scanned, policy=_INPUT_TO_HOST)
         elif self.gathers:
-            body = jax.checkpoint(body, prevent_cse=False, policy=_but_gathered)
+            body = jax.checkpoint(body, prevent_cse=not scanned, policy=_but_gathered)
         given = (stacked, per_layer, missing)
-        if self.unroll < self.num_layers:
+        if scanned:
             return jax.lax.scan(body, x, given, unroll=self.unroll)
         # All at once, and nothing of what the backward pass reads is put into stacks and taken out again.
         told = []
