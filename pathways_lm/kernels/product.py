@@ -75,20 +75,26 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | Non
     summed = [dim for dim in first if dim in second and dim not in result]
     kept = [dim for dims in (first, second) for dim in dims if dim in result and dim not in batch]
     made = "".join([*batch, *kept])
+    placed = None
     if out is not None:
         entries = dict(zip(result, out.spec.partitions, strict=True))
-        spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=out.spec.unreduced, reduced=out.spec.reduced)
-        out = out.update(spec=spec)
+        # Cut dimensions that are summed over leave sums to be added over devices: rounded before that, which takes half
+        # the exchange.
+        pending = set() if out.mesh.size == 1 else _axes(left, first, result) | _axes(right, second, result)
+        pending |= out.spec.unreduced
+        spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=pending, reduced=out.spec.reduced)
+        placed = out.update(spec=spec)
     places = [tuple(dims.index(dim) for dim in group) for group in (summed, batch) for dims in (first, second)]
     y = jax.lax.dot_general(
         left,
         right,
         ((places[0], places[1]), (places[2], places[3])),
         preferred_element_type=jnp.float32,
-        out_sharding=out,
+        out_sharding=placed,
     )
     # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
-    return jnp.transpose(y.astype(dtype), [made.index(dim) for dim in result])
+    y = jnp.transpose(y.astype(dtype), [made.index(dim) for dim in result])
+    return y if out is None else reshard(y, out)
 
 
 def _turned(first: str, left: Array, second: str, right: Array, result: str) -> tuple[int, int]:

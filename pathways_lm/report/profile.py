@@ -17,7 +17,6 @@ SCOPES = {
     "mlp": "mlp",
     "moe": "moe",
     "norm": "norms",
-    "logits": "logits",
     "loss": "loss",
     "optimizer": "optimizer",
     # What has no scope within these.

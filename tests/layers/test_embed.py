@@ -26,7 +26,7 @@ def test_rows_and_scaled_products(tiny, preset, data, tensor):
     def both(seed, table, tokens, x):
         layer = Embedding(tiny(embed_dim=16), nnx.Rngs(params=jax.random.key(seed)), rules)
         layer.table[...] = table
-        return layer.encode(tokens), layer.decode(x)
+        return layer.encode(tokens), layer.decode(x).logits()
 
     dims = ((), ("vocab", "embed"), ("batch", "length"), ("batch", "length", "residual"))
     placed = jax.device_put((np.uint32(0), table, tokens, x), tuple(rules(*names) for names in dims))

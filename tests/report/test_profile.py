@@ -100,7 +100,7 @@ def test_a_traced_run(tmp_path, capsys):
     profile = profile_of(run / "profile")
     assert profile.steps == 2
     assert sum(part.share for part in profile.parts) == pytest.approx(1)
-    assert {"attention", "mlp", "optimizer", "embedding", "logits", "norms"} <= {part.scope for part in profile.parts}
+    assert {"attention", "mlp", "optimizer", "embedding", "loss", "norms"} <= {part.scope for part in profile.parts}
     assert all(part.backward > 0 for part in profile.parts if part.scope in ("attention", "mlp"))
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in events if row.get("what") == "profile"] == [3]

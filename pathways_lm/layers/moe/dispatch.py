@@ -113,12 +113,12 @@ def by_all_to_all(
         rows_ERD = sent_EGCD.reshape(sent_EGCD.shape[0], -1, sent_EGCD.shape[-1])
 
         def into(kernel_EDF: Array) -> Array:
-            return contract("erd,edf->erf", rows_ERD, kernel_EDF, None)
+            return _multiply("erd,edf->erf", rows_ERD, kernel_EDF, rules)
 
         gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
         up = into(experts.up_EDF)
         keep_ERF = None if keep_GECF is None else jnp.swapaxes(keep_GECF, 0, 1).reshape(up.shape)
-        y_ERD = contract("erf,efd->erd", body.hidden(up, gate, keep_ERF), experts.down_EFD, None)
+        y_ERD = _multiply("erf,efd->erd", body.hidden(up, gate, keep_ERF), experts.down_EFD, rules)
         y_EGCD = y_ERD.reshape(*sent_EGCD.shape[:3], y_ERD.shape[-1])
         for axis in reversed(axes):
             y_EGCD = jax.lax.all_to_all(y_EGCD, axis, split_axis=1, concat_axis=0, tiled=True)
@@ -236,6 +236,12 @@ def _on_each_device(
 def _on_one_device(local: Callable[..., Array], tokens: NamedSharding, *given: Any) -> Array:
     """Without `shard_map`, which would exchange even where nobody else is. How arrays lie is not asked inside."""
     return auto_axes(local, out_sharding=tokens)(*given)
+
+
+def _multiply(subscripts: str, left: Array, right: Array, rules: Rules) -> Array:
+    """A product of what a device has for itself."""
+    # What devices see differs along axes of the mesh, which the backward pass of `contract` does not tell.
+    return contract(subscripts, left, right, None) if rules.mesh.size == 1 else jnp.einsum(subscripts, left, right)
 
 
 def _axes(rules: Rules, name: str) -> tuple[str, ...]:
