@@ -129,7 +129,7 @@ def cases(draw):
 
 @settings(max_examples=10)
 @given(cases())
-def test_ring_is_attention(monkeypatched_tile, case):
+def test_ring_is_attention(case):
     """Outputs and every gradient, also on one device, tiles that do not come out even included; with documents,
     prefixes, windows, relative positions, queries that see nothing, and any number of key heads."""
     axes, T, S, causal, window, prefixed, kv_heads, seed = case
@@ -147,19 +147,13 @@ def test_ring_is_attention(monkeypatched_tile, case):
     expected = softmax_attention(q, k, v, table[buckets].astype(np.float64), mask, dy)
     dtable = np.zeros(table.shape)
     np.add.at(dtable, buckets, np.transpose(expected[4], (1, 2, 0)))
-    actual = in_ring(on(**axes), q, k, v, table, queries, keys, causal, window, dy)
+    with pytest.MonkeyPatch.context() as patch:
+        # Several tiles in a chunk, of which the last one overlaps; several blocks, of which the last is filled up.
+        patch.setattr(tiles, "BLOCK", 2)
+        patch.setattr(tiles, "TILE", 3)
+        actual = in_ring(on(**axes), q, k, v, table, queries, keys, causal, window, dy)
     for a, e in zip(actual, (*expected[:4], dtable), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5 * max(np.abs(e).max(), 1e-3))
-
-
-@pytest.fixture(scope="module")
-def monkeypatched_tile():
-    """Several tiles in a chunk, of which the last one overlaps; several blocks, of which the last is filled up."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(tiles, "BLOCK", 2)
-    patch.setattr(tiles, "TILE", 3)
-    yield
-    patch.undo()
 
 
 def compiled(length: int, ring: bool, gradient: bool = True, **axes):
