@@ -6,8 +6,8 @@ import time
 
 COMMANDS = (
     ("train_step", "--repeats", "8"),
-    ("moe_step", "--repeats", "8"),
-    ("decode", "--rounds", "3"),
+    ("moe_step", "--repeats", "5", "--precision", "fp32", "bf16"),
+    ("decode", "--rounds", "2"),
     ("compile_time", "--repeats", "2"),
     ("startup", "--repeats", "1"),
     ("host_overhead", "--repeats", "2", "--steps", "15"),
