@@ -73,7 +73,7 @@ def main() -> None:
     example = loader.example(experiment.data.batch_size)
     compiled = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, example)
     batch = loader.batch(0, sharding)
-    hooks = Hooks(lambda params: {"loss": 0.0, "bits_per_byte": 0.0}, lambda *unused: ("", ""), {})
+    hooks = Hooks(lambda params: {"loss": 0.0, "bits_per_byte": 0.0}, None, {})
     workload = Workload(experiment.data.sequence_length, 1.0, None, None, balance.mixture.tasks)
     seconds: dict[str, list[float]] = {"bare": [], "loop": [], "host": []}
     waits: list[float] = []
