@@ -16,9 +16,6 @@ VENV := .venv
 VERSION = $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'))
 INSTALLED = $(VENV)/installed-$(VERSION)-$(DEVICE)
 
-# Memory in large pages, where Linux gives them on request: on CPUs a training step is about a tenth faster.
-train bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 .PHONY: train test test-slow test-latest lint types format install harness peers compilers plans bench
 
 train: install

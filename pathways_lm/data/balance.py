@@ -84,6 +84,6 @@ class Balance:
         if values["base"] != self.base:
             self.mixture.change(row, self.base)
             return
-        self._exact = values.get("exact", self.mixture.shares)
+        self._exact = dict(values["exact"])
         self._references = {**values["references"], **self._given}
         self._nll, self._tokens = dict(values["nll"]), dict(values["tokens"])

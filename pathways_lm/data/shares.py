@@ -75,8 +75,7 @@ def rounded(shares: Shares) -> Shares:
     """To two digits, a thousandth at least where there is a share, and then to a sum of 1.
 
     The last digits of losses differ between meshes. What a step reads should not, so they are kept from deciding it,
-    unless a share happens to lie on the border between two values: with losses that differ by one in 25,000, as fp16's
-    do, that is one change of shares in a thousand.
+    unless a share happens to lie on the border between two values.
     """
     return _normal(
         {task: float(f"{max(share, 1e-3):.2g}") if share else 0.0 for task, share in _normal(shares).items()}

@@ -1,7 +1,7 @@
 """Products: of any two arrays in their own type, of activations with a kernel in eight bits with the scales beside it.
 
 Sums are in fp32 whatever the operands, and only what is left of them is rounded, as matrix units do. Said so, XLA finds
-the units of CPUs, too: asked for a bf16 result it multiplies in fp32 there, five times slower (docs/performance.md).
+the units of CPUs, too: asked for a bf16 result it converts and multiplies in fp32 there (decision 18).
 
 Eight bits are SwitchBack's (arXiv:2304.13013, section 2.2): the product and the gradient of its input multiply
 numbers of eight bits, each token and each output of the kernel with a scale of its own, so that the largest has the
