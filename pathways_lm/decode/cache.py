@@ -90,6 +90,33 @@ class Caches(NamedTuple):
         used: Any = self.rules()
         return Cache(held, rows, used, held if read else None, rows if read else None)
 
+    def narrow(self, cache: Cache) -> Cache:
+        """As a loop on one device carries it: without rows or heads where there is one. A product leaves such a
+        dimension out, after which XLA changes a copy in place of the array itself, at every step."""
+        if not self._narrows:
+            return cache
+
+        def drop(leaf: Array) -> Array:
+            shape = (*(size for size in leaf.shape[:2] if size > 1), *leaf.shape[2:])
+            return jnp.reshape(leaf, shape, out_sharding=self.rules(*(None for _ in shape)))
+
+        return cache._replace(layers=jax.tree.map(drop, cache.layers))
+
+    def whole(self, cache: Cache) -> Cache:
+        """What `narrow` was given."""
+        if not self._narrows:
+            return cache
+        lead = cache.positions_BS.shape[0], self.config.num_kv_heads
+        return cache._replace(
+            layers=jax.tree.map(
+                lambda leaf: jnp.reshape(leaf, (*lead, *leaf.shape[-2:]), out_sharding=self.placed), cache.layers
+            )
+        )
+
+    @property
+    def _narrows(self) -> bool:
+        return self.listed and self.rules.mesh.size == 1
+
     def seat(self, cache: Cache, fresh: Cache, from_B: Array, lengths_R: Array) -> Cache:
         """Gives rows of a cache to sequences that begin.
 

@@ -4,11 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from pathways_lm.decode.cache import Cache, Caches, put, write
+from pathways_lm.kernels.product import turn
+from pathways_lm.layers.attention import join
 from pathways_lm.layers.mask import Places
-from pathways_lm.models.model import Model, Params
+from pathways_lm.models.model import Model, Params, kept_fp32
 from pathways_lm.models.tower import Layers
 
 
@@ -18,9 +21,7 @@ class Weights(NamedTuple):
     params: Params
     """All, or all but the decoder's stack."""
     layers: list[Params] | None
-    """Of each of the decoder's layers, or each repeat of a pattern."""
-    turned_DV: Array | None = None
-    """The table of a tied head, which CPUs read faster so for a single token."""
+    """Of each of the decoder's layers, or each repeat of a pattern. On one device kernels are `Turned`."""
 
 
 class Forward:
@@ -35,10 +36,8 @@ class Forward:
     def __init__(self, model: Model, dtype: jnp.dtype, listed: bool):
         self.model, self.listed = model, listed
         self.caches = Caches(model.config, model.rules, dtype, listed)
-        self._split = jax.jit(
-            lambda stack: [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(_depth(stack))]
-        )
-        self._turn = jax.jit(jnp.transpose, out_shardings=model.rules(None, "vocab"))
+        self._turns = model.rules.mesh.size == 1 and not model.config.matmuls
+        self._split = jax.jit(self._layers)
 
     def weights(self, params: Params) -> Weights:
         """Parameters, taken apart where layers are listed."""
@@ -46,11 +45,19 @@ class Forward:
             return Weights(params, None)
         tower = params["decoder"]
         others = {name: value for name, value in tower.items() if name != "blocks"}
-        layers = self._split(tower["blocks"]["layers"])
-        turned_DV = None
-        if self.model.config.tied_head and self.model.rules.mesh.size == 1:
-            turned_DV = self._turn(params["embedding"]["table"])
-        return Weights({**params, "decoder": others}, layers, turned_DV)
+        return Weights({**params, "decoder": others}, self._split(tower["blocks"]["layers"]))
+
+    def _layers(self, stack: Params) -> list[Params]:
+        """The layers of a stack, one by one."""
+        variables = dict(nnx.to_flat_state(self.model.variables["decoder"]["blocks"]["layers"]))
+
+        def turned(path: Any, kernel: Array) -> Any:
+            inputs = 0 if kept_fp32(path) else _inputs(variables[tuple(key.key for key in path)].dims)
+            return turn(kernel, inputs) if inputs and self._turns else kernel
+
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(jax.tree.leaves(stack)[0].shape[0])]
+        layers = [jax.tree_util.tree_map_with_path(turned, layer) for layer in layers]
+        return [_joined(layer) for layer in layers] if self._turns else layers
 
     def begin(self, weights: Weights, tokens_BL: Array, positions_BL: Array, nothing: Cache, both_ways: bool) -> Cache:
         """The cache of a prompt that is read at once: its slots are the prompt's columns. `nothing` has no slots."""
@@ -96,9 +103,7 @@ class Forward:
 
     def logits(self, weights: Weights, x_BLD: Array) -> Array:
         """[B, L, V], cut along the vocabulary."""
-        # One row by a kernel is read as memory has it only if its inputs are the outer dimension; several by either.
-        turned_DV = weights.turned_DV if x_BLD.shape[:2] == (1, 1) else None
-        return self._bind(weights).project(x_BLD, turned_DV=turned_DV).logits()
+        return self._bind(weights).project(x_BLD).logits()
 
     def _kept(self, told: Any, name: str) -> Any:
         """Keys and values that the layers tell, as caches keep them."""
@@ -114,5 +119,16 @@ class Forward:
         return self.model.bind(params)
 
 
-def _depth(stack: Params) -> int:
-    return jax.tree.leaves(stack)[0].shape[0]
+def _joined(layer: Params) -> Params:
+    """A layer, or those of a pattern, with joint kernels of its attention to the own tokens."""
+    return {
+        name: join(part) if name == "attention" else _joined(part) if name.startswith("block_") else part
+        for name, part in layer.items()
+    }
+
+
+def _inputs(dims: tuple[str, ...]) -> int:
+    """How many of a kernel's dimensions, the first ones, its product sums over; 0 for what is not one such kernel."""
+    if len(dims) < 2 or "expert" in dims:
+        return 0
+    return 1 if dims[0] == "embed" else len(dims) - 1 if dims[-1] == "embed" else 0

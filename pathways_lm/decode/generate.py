@@ -55,7 +55,8 @@ class Generator:
       context: most tokens of a sequence, prompt and continuation together.
       listed: see `Forward`; None does so on CPUs.
       rows: most sequences at a time.
-      cache_dtype: in which keys and values are kept; None takes that of the parameters.
+      cache_dtype: in which keys and values are kept; None takes that of the parameters, on CPUs fp32: there XLA changes
+        an array of 16 bits not in place, but copies it.
 
     Raises:
       ConfigError: the model is an encoder.
@@ -80,7 +81,8 @@ class Generator:
         rules = model.rules
         if listed is None:
             listed = platform(rules.mesh) == "cpu" and rules.parts("stage") == 1
-        self.forward = Forward(model, jnp.dtype(cache_dtype or model.dtype), listed)
+        default = jnp.float32 if platform(rules.mesh) == "cpu" else model.dtype
+        self.forward = Forward(model, jnp.dtype(cache_dtype or default), listed)
         self.form, self.context, self.rows = form, context, rows
         self.caches = self.forward.caches
         self.program = Program(self.forward, form)

@@ -111,7 +111,7 @@ class Program:
         Returns the state, tokens and log-probabilities [B, steps], how many tokens each row may still write, and the
         number of steps taken. Rows that have ended before have token -1.
         """
-        rules = self.rules
+        rules, caches = self.rules, self.forward.caches
         rows = going.shape[0]
         state = state._replace(left_B=jnp.where(going, state.left_B, 0))
         out = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
@@ -123,16 +123,18 @@ class Program:
 
         def step(carry: Any) -> Any:
             state, (tokens, log_probs), count = carry
+            state = state._replace(cache=caches.whole(state.cache))
             state, log_prob_B, wrote_B = self._one(weights, state, key, allowed_BV, sampler)
             tokens = jax.lax.dynamic_update_slice_in_dim(
                 tokens, jnp.where(wrote_B, state.token_B, -1)[:, None], count, axis=1
             )
             log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob_B[:, None], count, axis=1)
-            return state, (tokens, log_probs), count + 1
+            return state._replace(cache=caches.narrow(state.cache)), (tokens, log_probs), count + 1
 
         start = reshard(jnp.zeros((), jnp.int32), rules())
+        state = state._replace(cache=caches.narrow(state.cache))
         state, (tokens, log_probs), count = jax.lax.while_loop(more, step, (state, out, start))
-        return state, tokens, log_probs, state.left_B, count
+        return state._replace(cache=caches.whole(state.cache)), tokens, log_probs, state.left_B, count
 
     def _one(
         self, weights: Weights, state: State, key: Array, allowed_BV: Array | None, sampler: Sampler
@@ -167,6 +169,8 @@ class Program:
         """fp32 logits, whole on every device; -inf for rows of the model beyond the vocabulary and what is never
         written."""
         whole_BLV = reshard(logits_BLV, self.rules(None, None, None)).astype(jnp.float32)
+        if self.form.size == whole_BLV.shape[-1] and not self.form.never:
+            return whole_BLV
         ids = jnp.arange(whole_BLV.shape[-1])
         out = ids >= self.form.size
         for token in self.form.never:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pathways_lm.kernels.product import contract
+from pathways_lm.kernels.contract import contract
 from pathways_lm.sharding import Rules
 
 Parts = tuple[Array | None, Array | None]

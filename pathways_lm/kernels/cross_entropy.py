@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec, reshard
 
-from pathways_lm.kernels.product import contract, cotangent_sharding
+from pathways_lm.kernels.contract import contract, cotangent_sharding
 from pathways_lm.mesh import platform
 from pathways_lm.sharding import Rules
 

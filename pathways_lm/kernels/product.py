@@ -1,7 +1,4 @@
-"""Products: of any two arrays in their own type, of activations with a kernel in eight bits with the scales beside it.
-
-Sums are in fp32 whatever the operands, and only what is left of them is rounded, as matrix units do. Said so, XLA finds
-the units of CPUs, too: asked for a bf16 result it converts and multiplies in fp32 there (decision 18).
+"""Products of activations with a kernel: in their own type, or in eight bits with the scales beside it.
 
 Eight bits are SwitchBack's (arXiv:2304.13013, section 2.2): the product and the gradient of its input multiply
 numbers of eight bits, each token and each output of the kernel with a scale of its own, so that the largest has the
@@ -10,7 +7,6 @@ largest code. The kernel's gradient sums over all tokens, where the rounding wou
 qwix makes codes and scales; where they lie, its own products do not say (docs/decisions/0016-eight-bits.md).
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +16,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
+from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, terms
 
 
 class _Codes(NamedTuple):
@@ -50,109 +47,32 @@ def check_matmuls(matmuls: str) -> None:
             raise ConfigError(told) from None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def contract(
-    subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype | None = None
-) -> Array:
-    """`jnp.einsum(subscripts, left, right, out_sharding=out)`, summed in fp32, in `dtype` or that of `left`.
+class Turned(NamedTuple):
+    """A kernel on one device whose last dimensions are those that are summed over: so CPUs multiply few rows by it at
+    the rate of memory."""
 
-    The operands are given to the product in the order in which no or few numbers must be turned around. Gradients are
-    in the types of the operands, and so are the numbers that they are products of.
-
-    Args:
-      subscripts: of two operands; a dimension that is summed over is in both.
-      out: of the result, which may be left as sums still to be added over devices. None where each device works on
-        its own part.
-    """
-    return _summed(subscripts, left, right, out, dtype or left.dtype)
+    kernel: Array
 
 
-def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
-    first, second, result = _terms(subscripts)
-    if _turned(second, right, first, left, result) < _turned(first, left, second, right, result):
-        first, left, second, right = second, right, first, left
-    batch = [dim for dim in first if dim in second and dim in result]
-    summed = [dim for dim in first if dim in second and dim not in result]
-    kept = [dim for dims in (first, second) for dim in dims if dim in result and dim not in batch]
-    made = "".join([*batch, *kept])
-    placed = None
-    if out is not None:
-        entries = dict(zip(result, out.spec.partitions, strict=True))
-        # Cut dimensions that are summed over leave sums to be added over devices: rounded before that, which takes half
-        # the exchange.
-        pending = set() if out.mesh.size == 1 else _axes(left, first, result) | _axes(right, second, result)
-        pending |= out.spec.unreduced
-        spec = PartitionSpec(*(entries[dim] for dim in made), unreduced=pending, reduced=out.spec.reduced)
-        placed = out.update(spec=spec)
-    places = [tuple(dims.index(dim) for dim in group) for group in (summed, batch) for dims in (first, second)]
-    y = jax.lax.dot_general(
-        left,
-        right,
-        ((places[0], places[1]), (places[2], places[3])),
-        preferred_element_type=jnp.float32,
-        out_sharding=placed,
-    )
-    # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
-    y = jnp.transpose(y.astype(dtype), [made.index(dim) for dim in result])
-    return y if out is None else reshard(y, out)
+def turn(kernel: Array, inputs: int) -> Turned:
+    """A kernel on one device, of whose dimensions the first `inputs` are summed over."""
+    turned = jnp.moveaxis(kernel, range(inputs), range(-inputs, 0))
+    return Turned(reshard(turned, jax.typeof(turned).sharding.update(spec=PartitionSpec())))
 
 
-def _turned(first: str, left: Array, second: str, right: Array, result: str) -> tuple[int, int]:
-    """How many numbers change places after and before a product of matrices, given the operands in this order."""
-    sizes = dict(zip(first + second, left.shape + right.shape, strict=True))
-    batch = [dim for dim in first if dim in second and dim in result]
-    summed = [dim for dim in first if dim in second and dim not in result]
-    rows, columns = ([dim for dim in dims if dim in result and dim not in batch] for dims in (first, second))
-
-    def moved(has: str, wanted: list[str]) -> int:
-        # Dimensions of one have no place of their own.
-        at, to = ([dim for dim in dims if sizes[dim] > 1] for dims in (has, wanted))
-        return 0 if at == to else math.prod(sizes[dim] for dim in has)
-
-    before = moved(first, [*batch, *rows, *summed]) + moved(second, [*batch, *summed, *columns])
-    return moved(result, [*batch, *rows, *columns]), before
-
-
-def _contract_forward(
-    subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype | None
-) -> tuple[Array, tuple[Array, Array]]:
-    return contract(subscripts, left, right, out, dtype), (left, right)
-
-
-def _contract_backward(
-    subscripts: str,
-    out: NamedSharding | None,
-    dtype: jnp.dtype | None,
-    operands: tuple[Array, Array],
-    gradient: Array,
-) -> tuple[Array, Array]:
-    left, right = operands
-    first, second, result = _terms(subscripts)
-    gradient = gradient.astype(left.dtype)
-    cuts = (None, None) if out is None else (cotangent_sharding(left), cotangent_sharding(right))
-    left_gradient = _summed(f"{result},{second}->{first}", gradient, right, cuts[0], left.dtype)
-    right_gradient = _summed(f"{first},{result}->{second}", left, gradient, cuts[1], right.dtype)
-    return left_gradient, right_gradient
-
-
-contract.defvjp(_contract_forward, _contract_backward)
-
-
-def cotangent_sharding(operand: Array) -> NamedSharding:
-    """How the gradient of a product's operand lies: where that is `reduced`, as sums to be added over devices."""
-    placed = jax.typeof(operand).sharding
-    spec = placed.spec
-    return placed.update(spec=PartitionSpec(*spec.partitions, reduced=spec.unreduced, unreduced=spec.reduced))
-
-
-def product(subscripts: str, x: Array, kernel: Array, out: NamedSharding, matmuls: str) -> Array:
+def product(subscripts: str, x: Array, kernel: Array | Turned, out: NamedSharding, matmuls: str) -> Array:
     """The product of activations with a kernel: `contract`, or in eight bits.
 
     Args:
-      subscripts: with all kept dimensions of `x`, in order, and then those of the kernel; none is in all three.
+      subscripts: with all kept dimensions of `x`, in order, and then those of the kernel; none is in all three. The
+        kernel's are those of one that is not turned.
       out: of the result, which may be left as sums still to be added over devices.
       matmuls: `int8` or `fp8`, as said above; empty multiplies in the operands' type.
     """
+    if isinstance(kernel, Turned):
+        read, weights, result = terms(subscripts)
+        turned = "".join(sorted(weights, key=lambda dim: dim not in result))
+        return contract(f"{read},{turned}->{result}", x, kernel.kernel, out)
     if not matmuls:
         return contract(subscripts, x, kernel, out)
     return _in_eight_bits(subscripts, out, _CODES[matmuls], x, kernel)
@@ -173,10 +93,11 @@ def _backward(
     subscripts: str, out: NamedSharding, codes: _Codes, operands: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = operands
-    read, weights, result = _terms(subscripts)
+    read, weights, result = terms(subscripts)
     back = f"{result},{weights}->{read}"
     x_gradient = _coded(back, gradient, kernel, codes, codes.gradients, jax.typeof(x).sharding)
-    return x_gradient, _summed(f"{read},{result}->{weights}", x, gradient, cotangent_sharding(kernel), kernel.dtype)
+    kernel_gradient = contract(f"{read},{result}->{weights}", x, gradient, cotangent_sharding(kernel), kernel.dtype)
+    return x_gradient, kernel_gradient
 
 
 _in_eight_bits.defvjp(_forward, _backward)
@@ -184,12 +105,12 @@ _in_eight_bits.defvjp(_forward, _backward)
 
 def _coded(subscripts: str, x: Array, kernel: Array, codes: _Codes, of_x: jnp.dtype, out: NamedSharding) -> Array:
     """The product in codes, times the scales, in the type of `x`."""
-    read, weights, result = _terms(subscripts)
+    read, weights, result = terms(subscripts)
     x_codes, x_scale = _quantize(x, read, result, of_x, codes.calibration)
     kernel_codes, kernel_scale = _quantize(kernel, weights, result, codes.values, codes.calibration)
     # Cut dimensions that are summed over leave sums to be added over devices: scaled and in the type of x before
     # that, which takes half the exchange.
-    pending = _axes(x_codes, read, result) | _axes(kernel_codes, weights, result)
+    pending = cut_axes(x_codes, read, result) | cut_axes(kernel_codes, weights, result)
     spec = PartitionSpec(*out.spec.partitions, unreduced=pending)
     y = jnp.einsum(
         subscripts, x_codes, kernel_codes, preferred_element_type=codes.sums, out_sharding=out.update(spec=spec)
@@ -213,15 +134,3 @@ def _quantize(values: Array, dims: str, result: str, dtype: jnp.dtype, calibrati
     scale = jnp.squeeze(coded.scale, [place for place, name in enumerate(dims) if name not in result])
     scale = jnp.expand_dims(scale, [place for place, name in enumerate(result) if name not in dims])
     return coded.qvalue, scale
-
-
-def _terms(subscripts: str) -> tuple[str, str, str]:
-    read, weights, result = subscripts.replace("->", ",").split(",")
-    return read, weights, result
-
-
-def _axes(values: Array, dims: str, result: str) -> set[str]:
-    """Mesh axes that cut the dimensions that are not in the result."""
-    entries = zip(dims, jax.typeof(values).sharding.spec.partitions, strict=True)
-    cut = [entry for name, entry in entries if entry and name not in result]
-    return {axis for entry in cut for axis in ((entry,) if isinstance(entry, str) else entry)}

@@ -13,12 +13,12 @@ from jax.sharding import reshard
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.attention import Parts, attention, attention_weights, spread, weighted_values
 from pathways_lm.kernels.cudnn import cudnn_attention
-from pathways_lm.kernels.product import product
+from pathways_lm.kernels.product import Turned, product
 from pathways_lm.kernels.splash import splash_attention
 from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.kernels.zigzag import stand
 from pathways_lm.layers.dropout import weights_dropout
-from pathways_lm.layers.parameter import Init, zeros
+from pathways_lm.layers.parameter import Init, used, zeros
 from pathways_lm.layers.position import rotate
 from pathways_lm.layers.ring import ring_attention
 from pathways_lm.layers.tiles import View
@@ -150,11 +150,14 @@ class Attention(nnx.Module):
         """
         config, rules = self.config, self.rules
         source_BSD = h_BTD if memory_BSD is None else memory_BSD
-        q_BTNH = self._project(h_BTD, "query", "heads")
         k_BSKH = v_BSKH = None
-        if remembered is None:
-            k_BSKH = self._project(source_BSD, "key", self.kv_heads)
-            v_BSKH = self._project(source_BSD, "value", self.kv_heads)
+        if self.key.get_value() is None:
+            q_BTNH, k_BSKH, v_BSKH = self._project_jointly(h_BTD)
+        else:
+            q_BTNH = self._project(h_BTD, "query", "heads")
+            if remembered is None:
+                k_BSKH = self._project(source_BSD, "key", self.kv_heads)
+                v_BSKH = self._project(source_BSD, "value", self.kv_heads)
         if sight.angles is not None:
             assert k_BSKH is not None
             q_BTNH, k_BSKH = rotate(q_BTNH, sight.angles), rotate(k_BSKH, sight.angles)
@@ -163,6 +166,9 @@ class Attention(nnx.Module):
         if store is not None:
             before = fresh = store(cached, fresh)
             k_BSKH = v_BSKH = None
+            if not isinstance(before[0], Codes):
+                # To convert a whole cache for one query would take longer than to look at it.
+                q_BTNH = q_BTNH.astype(jnp.promote_types(q_BTNH.dtype, before[0].dtype))
         kept = (None, None) if before is None else tuple(decoded(each, q_BTNH.dtype) for each in before)
         keys, values = (kept[0], k_BSKH), (kept[1], v_BSKH)
 
@@ -192,10 +198,10 @@ class Attention(nnx.Module):
             a_BTNH = self._without_scores(q_BTNH, k_BSKH, v_BSKH, sight.view)
         else:
             attend = computed_again(attend) if config.remat == "attention" else attend
-            a_BTNH = attend(q_BTNH, keys, values, sight, key)
-        out_NHD = reshard(self.out[...], rules.used("heads", None, None))
+            a_BTNH = attend(q_BTNH, keys, values, sight, key).astype(h_BTD.dtype)
+        out_NHD = used(self.out, rules.used("heads", None, None))
         out = rules.partial("batch", "length", None, over="heads")
-        if store is None:
+        if store is None or isinstance(out_NHD, Turned):
             y_BTD = product("blnh,nhd->bld", a_BTNH, out_NHD, out, config.matmuls)
         else:
             # Of single tokens XLA would turn the kernel around to sum over heads last, at every step.
@@ -228,10 +234,35 @@ class Attention(nnx.Module):
     def _project(self, x_BLD: Array, name: str, heads: str | None) -> Array:
         """[B, L, heads, H]"""
         rules = self.rules
-        kernel_DNH = reshard(getattr(self, name)[...], rules.used(None, heads, None))
+        kernel_DNH = used(getattr(self, name), rules.used(None, heads, None))
         out = rules("batch", "length", heads, None)
-        y = product("bld,dnh->blnh", x_BLD, kernel_DNH, out, self.config.matmuls)
+        return self._biased(product("bld,dnh->blnh", x_BLD, kernel_DNH, out, self.config.matmuls), name)
+
+    def _project_jointly(self, x_BLD: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values by a kernel that `join` made."""
+        rules, N, K = self.rules, self.config.num_heads, self.config.num_kv_heads
+        whole = rules("batch", "length", None, None)
+        qkv = product("bld,dnh->blnh", x_BLD, self.query.get_value(), whole, "")
+        q_BLNH, k_BLKH, v_BLKH = (
+            reshard(self._biased(part, name), rules("batch", "length", heads, None))
+            for part, name, heads in zip(
+                jnp.split(qkv, (N, N + K), axis=2),
+                ("query", "key", "value"),
+                ("heads", self.kv_heads, self.kv_heads),
+                strict=True,
+            )
+        )
+        return q_BLNH, k_BLKH, v_BLKH
+
+    def _biased(self, y: Array, name: str) -> Array:
         return y + getattr(self, f"{name}_bias")[...] if self.config.bias else y
+
+
+def join(attention: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of an attention to the own tokens whose kernels are `Turned`, with the three that read them in one:
+    products with few rows wait for each other less often."""
+    kernels = [attention[name].kernel for name in ("query", "key", "value")]
+    return {**attention, "query": Turned(jnp.concatenate(kernels, axis=0)), "key": None, "value": None}
 
 
 def _by_head(weights_BKTGS: Array, rules: Rules) -> Array:

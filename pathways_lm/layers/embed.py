@@ -1,18 +1,21 @@
 """Token embeddings, and the way back to tokens."""
 
 from dataclasses import replace
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import reshard
+from jax.sharding import NamedSharding, reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.contract import contract
 from pathways_lm.kernels.cross_entropy import Projection
-from pathways_lm.kernels.product import contract
 from pathways_lm.layers.mlp import ACTIVATIONS
 from pathways_lm.layers.norm import Norm
 from pathways_lm.layers.parameter import Init, zeros
+from pathways_lm.mesh import platform
 from pathways_lm.sharding import TOKENS, Rules
 
 
@@ -29,14 +32,38 @@ class Embedding(nnx.Module):
         # Whole along the model dimension first: a lookup straight into a cut one makes the TPU
         # compiler combine reductions over groups of several sizes, which it refuses.
         table_VD = reshard(self.table[...], self.rules.used("vocab", None))
-        x_BLD = table_VD.at[tokens_BL].get(out_sharding=self.rules("batch", "length", None))
+        x_BLD = lookup(table_VD, tokens_BL, self.rules("batch", "length", None))
         return reshard(x_BLD, self.rules("batch", "residual_length", "residual"))
 
-    def decode(self, x_BLD: Array, turned_DV: Array | None = None) -> Projection:
-        """The way to logits by the table itself or a copy that lies the other way."""
-        if turned_DV is not None:
-            return _projection(x_BLD, turned_DV, "dv", self.config, self.rules)
+    def decode(self, x_BLD: Array) -> Projection:
+        """The way to logits by the table itself."""
         return _projection(x_BLD, self.table[...], "vd", self.config, self.rules)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lookup(table_VD: Array, tokens_BL: Array, out: NamedSharding) -> Array:
+    """The tokens' rows, [B, L, D], laid so."""
+    if table_VD.dtype != jnp.bfloat16 or platform(out.mesh) != "cpu":
+        return _rows(table_VD, tokens_BL, out)
+    # XLA for CPUs looks numbers of 16 bits up in a copy of the whole table in fp32, but not plain bits.
+    bits_BLD = _rows(jax.lax.bitcast_convert_type(table_VD, jnp.uint16), tokens_BL, out)
+    return jax.lax.bitcast_convert_type(bits_BLD, table_VD.dtype)
+
+
+def _rows(table_VD: Array, tokens_BL: Array, out: NamedSharding) -> Array:
+    return table_VD.at[tokens_BL].get(out_sharding=out)
+
+
+def _lookup_forward(table_VD: Array, tokens_BL: Array, out: NamedSharding) -> tuple[Array, tuple[Array, Array]]:
+    return lookup(table_VD, tokens_BL, out), (table_VD, tokens_BL)
+
+
+def _lookup_backward(out: NamedSharding, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table_VD, tokens_BL = kept
+    return jax.vjp(lambda table_VD: _rows(table_VD, tokens_BL, out), table_VD)[1](gradient)[0], None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 class Head(nnx.Module):

@@ -13,7 +13,7 @@ from jax.sharding import reshard
 from pathways_lm.config import ModelConfig
 from pathways_lm.kernels.product import product
 from pathways_lm.layers.dropout import dropout
-from pathways_lm.layers.parameter import Init, zeros
+from pathways_lm.layers.parameter import Init, used, zeros
 from pathways_lm.sharding import Rules
 
 
@@ -92,7 +92,7 @@ class MLP(nnx.Module):
         else:
             hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
         hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)
-        down_FD = reshard(self.down[...], rules.used("mlp", None))
+        down_FD = used(self.down, rules.used("mlp", None))
         # Added over devices and cut as the residual stream in one exchange; written so, its gradient is gathered once.
         out = rules.partial("batch", "length", None, over="mlp")
         y_BLD = product("blf,fd->bld", hidden_BLF, down_FD, out, config.matmuls)
@@ -101,6 +101,6 @@ class MLP(nnx.Module):
 
     def _into(self, h_BLD: Array, name: str) -> Array:
         rules = self.rules
-        kernel_DF = reshard(getattr(self, name)[...], rules.used(None, "mlp"))
+        kernel_DF = used(getattr(self, name), rules.used(None, "mlp"))
         hidden_BLF = product("bld,df->blf", h_BLD, kernel_DF, rules("batch", "length", "mlp"), self.config.matmuls)
         return hidden_BLF + getattr(self, f"{name}_bias")[...] if self.config.bias else hidden_BLF

@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import NamedSharding, reshard
 
 from pathways_lm.config import ModelConfig
+from pathways_lm.kernels.product import Turned
 from pathways_lm.sharding import TOKENS, Rules
 
 # The standard deviation of N(0, 1) cut off at two deviations.
@@ -110,3 +111,9 @@ def zeros(shape: tuple[int, ...], dims: tuple[str, ...], rules: Rules) -> nnx.Pa
 def _constant(value: float, shape: tuple[int, ...], placed: NamedSharding) -> Array:
     # From JAX 0.12 on, `out_sharding` of a constant is lost under `vmap` on a mesh without devices.
     return reshard(jnp.full(shape, value, jnp.float32), placed)
+
+
+def used(kernel: nnx.Param, placed: NamedSharding) -> Array | Turned:
+    """A kernel as products read it, laid so on the mesh. One that is turned is on a single device."""
+    value = kernel.get_value()
+    return value if isinstance(value, Turned) else reshard(value, placed)

@@ -130,10 +130,10 @@ class Transformer(nnx.Module):
         """Logits of the token after each of `batch.tokens`."""
         return self.through(batch, key, show)[0]
 
-    def project(self, x_BLD: Array, key: Array | None = None, turned_DV: Array | None = None) -> Projection:
-        """The way to logits from normalised outputs. A tied head may be given its table turned."""
+    def project(self, x_BLD: Array, key: Array | None = None) -> Projection:
+        """The way to logits from normalised outputs."""
         x_BLD = dropout(x_BLD, self.config.hidden_dropout, key, self.rules)
-        return self.embedding.decode(x_BLD, turned_DV) if self.config.tied_head else self.head(x_BLD)
+        return self.embedding.decode(x_BLD) if self.config.tied_head else self.head(x_BLD)
 
     def extend(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.kernels.product import contract
+from pathways_lm.kernels.contract import contract
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 

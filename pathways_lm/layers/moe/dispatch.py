@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, auto_axes, reshard
 
-from pathways_lm.kernels.product import contract
+from pathways_lm.kernels.contract import contract
 from pathways_lm.kernels.ragged import ragged_dot, ragged_product
 from pathways_lm.kernels.zigzag import numbers
 from pathways_lm.layers.dropout import drawn
