@@ -222,6 +222,23 @@ def test_the_cache_is_donated(one, small, monkeypatch):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(seen[-1][1].cache.layers))
 
 
+@pytest.mark.parametrize(("rows", "heads"), [(1, 1), (1, 4), (4, 4)])
+def test_a_step_changes_the_cache_where_it_is(make, draw, rows, heads):
+    """All that steps need besides their arguments is less than the keys of one layer."""
+    model = make("palm_2d", 1, 1, num_kv_heads=heads, head_dim=32)
+    long, needed = Generator(model, Form(PIECES, END), 4096), []
+    steps = long._steps
+
+    def compiled_only(*given, **options):
+        needed.append(steps.lower(*given, **options).compile().memory_analysis().temp_size_in_bytes)
+        raise KeyboardInterrupt
+
+    long._steps = compiled_only
+    with pytest.raises(KeyboardInterrupt):
+        long.write(draw(model, 0), [[7, 8]] * rows, GREEDY, 4000, key())
+    assert needed[0] < 4 * rows * heads * 4032 * model.config.head_dim
+
+
 def test_a_step_is_compiled_once(one, small):
     """Prompts of up to 32 tokens and their continuations share their programs."""
     shared = Generator(one, Form(PIECES, END), 64)

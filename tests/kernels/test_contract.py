@@ -1,5 +1,7 @@
 """Products of two arrays and both gradients against numpy, on one device and on meshes, in fp32 and in bf16."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -23,17 +25,20 @@ SUBSCRIPTS = (
     "btkgh,bskh->bktgs",
     "bktgs,bskh->btkgh",
     "btkgh,bksh->bktgs",
+    "bld,fd->blf",
+    "bld,nhd->blnh",
+    "blnh,dnh->bld",
 )
 MESHES = [(1, 1), (2, 4), (8, 1)]
 
 
-def contracted(subscripts: str, data: int, tensor: int, dtype: type):
+def contracted(subscripts: str, data: int, tensor: int, dtype: type, sizes: Mapping[str, int] = SIZES):
     """Operands, the product in fp32, a gradient for it, and those of the operands; how arrays lie on the mesh."""
     rules = make_rules("tensor_parallel", make_mesh(MeshConfig(data=data, tensor=tensor)))
     terms = subscripts.replace("->", ",").split(",")
     random = np.random.default_rng(0)
     cuts = [rules(*(CUT.get(dim) for dim in dims)) for dims in terms]
-    arrays = [random.normal(size=[SIZES[dim] for dim in dims]).astype(dtype) for dims in terms]
+    arrays = [random.normal(size=[sizes[dim] for dim in dims]).astype(dtype) for dims in terms]
     left, right, dy = (jax.device_put(array, cut) for array, cut in zip(arrays, cuts, strict=True))
 
     @jax.jit
@@ -57,10 +62,12 @@ def test_equals_numpy(subscripts, data, tensor):
     np.testing.assert_allclose(dright, np.einsum(f"{first},{result}->{second}", left, dy), atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", ["one", "several"])
 @pytest.mark.parametrize("subscripts", SUBSCRIPTS)
-def test_bf16_is_summed_in_fp32(subscripts):
+def test_bf16_is_summed_in_fp32(subscripts, rows):
     """A product is exact to fp32's sums; a gradient is that, rounded once to the operand's eight bits."""
-    left, right, dy, y, dleft, dright = contracted(subscripts, 1, 1, ml_dtypes.bfloat16)
+    sizes = SIZES if rows == "several" else {**SIZES, "b": 1, "l": 1, "t": 1, "g": 1}
+    left, right, dy, y, dleft, dright = contracted(subscripts, 1, 1, ml_dtypes.bfloat16, sizes)
     first, second, result = subscripts.replace("->", ",").split(",")
     expected = np.einsum(subscripts, left, right)
     np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())

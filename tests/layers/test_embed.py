@@ -1,12 +1,13 @@
 """The shared table: rows in, scaled products out."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.layers.embed import Embedding
+from pathways_lm.layers.embed import Embedding, lookup
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
@@ -36,3 +37,29 @@ def test_rows_and_scaled_products(tiny, preset, data, tensor):
     np.testing.assert_allclose(logits, expected, atol=1e-6 * np.abs(expected).max())
     assert rows.sharding.spec == rules("batch", "length", "residual").spec
     assert logits.sharding.spec == rules("batch", "length", "vocab").spec
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 4)])
+def test_looked_up_rows_and_the_gradient_of_the_table(data, tensor, dtype):
+    """Rows come as they are, in every bit; a row's gradient is the sum over its tokens."""
+    rules = make_rules("palm_2d", make_mesh(MeshConfig(data=data, tensor=tensor)))
+    random = np.random.default_rng(0)
+    table = random.normal(size=(24, 16)).astype(dtype)
+    tokens = random.integers(0, 24, (8, 5), dtype=np.int32)
+    # Of few bits, so that sums of them are exact in any type.
+    gradient = random.integers(-2, 3, (8, 5, 16)).astype(dtype)
+    out = rules("batch", "length", None)
+
+    @jax.jit
+    def both(table, tokens, gradient):
+        rows, pull = jax.vjp(lambda table: lookup(table, tokens, out), table)
+        return rows, pull(gradient)[0]
+
+    placed = rules("vocab", None), rules("batch", "length"), out
+    rows, summed = both(*(map(jax.device_put, (table, tokens, gradient), placed)))
+    np.testing.assert_array_equal(np.asarray(rows).view(np.uint8), table[tokens].view(np.uint8))
+    expected = np.zeros((24, 16))
+    np.add.at(expected, tokens, gradient.astype(float))
+    np.testing.assert_array_equal(np.asarray(summed).astype(float), expected)
+    assert rows.dtype == summed.dtype == table.dtype
