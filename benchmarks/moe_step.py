@@ -1,18 +1,20 @@
 """A training step of a small decoder with experts beside the same in plain PyTorch: python -m benchmarks.moe_step
 
 Same weights, tokens, AdamW and clip, the same balance loss, and the same tokens served: all (`dropless`), or those that
-find a place (`einsum`, `all_to_all`). Steps alternate in one process on the CPU; medians and the ratio of medians are
-printed, and written as JSON. Every dispatch of this project is measured; the fastest that serves all is the one to
-compare.
+find a place (`einsum`, `all_to_all`). Steps alternate on the CPU, in processes as in `train_step`; medians and the
+ratio of medians are printed, and written as JSON. Every dispatch of this project is measured; the fastest that serves
+all is the one to compare.
 """
 
 import argparse
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from benchmarks.side_by_side import OURS, THEIRS, alternate, draw_tokens, our_step, tell, torch_step, write
+from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_moe import MoEDecoder, load_moe
+from pathways_lm.cli.memory import keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig, MoEConfig
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
@@ -29,12 +31,17 @@ def measure(dispatch: str, top_k: int, precision: str, shape: tuple[int, int], r
     model = Model(config, make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
     tokens_BL = draw_tokens(config, shape)
     ours, params = our_step(model, precision, tokens_BL)
-    peer = MoEDecoder(config)
-    load_moe(peer, jax.device_get(params))
-    theirs = torch_step(peer, precision, tokens_BL, peer.balance)
-    figures = alternate({OURS: ours, THEIRS: theirs}, precision, repeats)
+    with peers(their_step, config, jax.device_get(params), precision, tokens_BL) as theirs:
+        figures = alternate({OURS: ours, **theirs}, precision, repeats)
     name = f"top-{top_k} {dispatch} {precision}"
     return {"name": name, "dispatch": dispatch, "top_k": top_k, **figures, "parameters": num_params(model)}
+
+
+def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> StepOnce:
+    """PyTorch's."""
+    model = MoEDecoder(config)
+    load_moe(model, params)
+    return torch_step(model, precision, tokens_BL, model.balance)
 
 
 def main() -> None:
@@ -45,6 +52,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/moe_step.json"))
     arguments = parser.parse_args()
+    keep_memory()
     rows = [
         measure(dispatch, top_k, precision, (8, 256), arguments.repeats)
         for precision in arguments.precision

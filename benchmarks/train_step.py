@@ -1,16 +1,20 @@
 """A training step of a small decoder beside the same model in plain PyTorch: python -m benchmarks.train_step
 
-Same weights, same tokens, the same AdamW with the same global-norm clip, on the CPU. Steps alternate in one process, so
-that whatever else the machine does falls on both; medians and the ratio of medians are printed, and written as JSON.
+Same weights, same tokens, the same AdamW with the same global-norm clip, on the CPU. Steps alternate, so that whatever
+else the machine does falls on both; medians and the ratio of medians are printed, and written as JSON. Each side has a
+process of its own, this project's with the memory settings of `pathways-lm train`, and PyTorch two, without them
+and with them, of which the faster counts.
 """
 
 import argparse
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from benchmarks.side_by_side import OURS, THEIRS, alternate, draw_tokens, our_step, tell, torch_step, write
+from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_decoder import Decoder, load
+from pathways_lm.cli.memory import keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
@@ -23,10 +27,16 @@ def measure(precision: str, config: ModelConfig, shape: tuple[int, int], repeats
     model = Model(config, make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
     tokens_BL = draw_tokens(config, shape)
     ours, params = our_step(model, precision, tokens_BL)
-    theirs = Decoder(config)
-    load(theirs, jax.device_get(params))
-    figures = alternate({OURS: ours, THEIRS: torch_step(theirs, precision, tokens_BL)}, precision, repeats)
+    with peers(their_step, config, jax.device_get(params), precision, tokens_BL) as theirs:
+        figures = alternate({OURS: ours, **theirs}, precision, repeats)
     return {**figures, "parameters": num_params(model)}
+
+
+def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> StepOnce:
+    """PyTorch's."""
+    model = Decoder(config)
+    load(model, params)
+    return torch_step(model, precision, tokens_BL)
 
 
 def main() -> None:
@@ -37,6 +47,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     arguments = parser.parse_args()
+    keep_memory()
     config = ModelConfig(
         num_layers=arguments.layers,
         embed_dim=384,

@@ -78,13 +78,13 @@ class _Matrices(NamedTuple):
         return self.lies(self.right_dims, [*self.batch, *self.columns, *self.summed])
 
     def turned(self) -> tuple[int, int]:
-        """How many numbers change places after and before the product."""
+        """How many numbers change places, and how many of them before the product."""
         left = self.lies(self.left_dims, [*self.batch, *self.rows, *self.summed])
         right = self.right_by_columns or self.lies(self.right_dims, [*self.batch, *self.summed, *self.columns])
         result = self.lies(self.result, self.made)
         moves = ((result, list(self.result)), (left, list(self.left_dims)), (right, list(self.right_dims)))
         after, *before = (0 if lies else self.size(dims) for lies, dims in moves)
-        return after, sum(before)
+        return after + sum(before), sum(before)
 
 
 def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
