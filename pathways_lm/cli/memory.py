@@ -1,7 +1,7 @@
 """The memory of a process that trains on CPUs.
 
 XLA takes a step's temporary memory from malloc and gives it back at every step. glibc hands so much on to the kernel,
-which clears it page by page when it is taken again: an eighth to a sixth of a small model's step (decision 20).
+which clears it page by page when it is taken again: an eighth of a small model's step (decision 20).
 Settings of glibc, which it reads when a process starts, make it keep the memory, and in large pages.
 """
 
