@@ -30,7 +30,7 @@ def measure(dispatch: str, top_k: int, precision: str, shape: tuple[int, int], r
     )
     model = Model(config, make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
     tokens_BL = draw_tokens(config, shape)
-    ours, params = our_step(model, precision, tokens_BL)
+    ours, params, _ = our_step(model, precision, tokens_BL)
     with peers(their_step, config, jax.device_get(params), precision, tokens_BL) as theirs:
         figures = alternate({OURS: ours, **theirs}, precision, repeats)
     name = f"top-{top_k} {dispatch} {precision}"

@@ -28,6 +28,8 @@ from pathways_lm.train.step import compile_step, make_step
 
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
 OURS, THEIRS, THEIRS_KEEPING = "pathways_lm", "pytorch", "pytorch keeping its memory"
+MEMORY: Mapping[str, dict[str, str]] = {THEIRS: {}, THEIRS_KEEPING: {"GLIBC_TUNABLES": TUNABLES}}
+"""As glibc comes, and as `pathways-lm train` begins."""
 WARM_UP = 2
 CHECKED = 3
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
@@ -37,8 +39,8 @@ StepOnce = Callable[[], float]
 """Does one training step and returns its loss, after the device has finished it."""
 
 
-def our_step(model: Model, precision: str, tokens_BL: np.ndarray) -> tuple[StepOnce, dict]:
-    """This project's step with AdamW, and the parameters it begins with."""
+def our_step(model: Model, precision: str, tokens_BL: np.ndarray) -> tuple[StepOnce, dict, Any]:
+    """This project's step with AdamW, the parameters it begins with, and the compiled program."""
     config = OptimizerConfig(
         name="adamw",
         learning_rate=RATE,
@@ -62,22 +64,26 @@ def our_step(model: Model, precision: str, tokens_BL: np.ndarray) -> tuple[StepO
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
-    return step, state.params
+    return step, state.params, compiled
 
 
 def torch_step(
-    model: torch.nn.Module, precision: str, tokens_BL: np.ndarray, besides: Callable[[], torch.Tensor] | None = None
+    model: torch.nn.Module,
+    precision: str,
+    tokens_BL: np.ndarray,
+    besides: Callable[[], torch.Tensor] | None = None,
+    device: str = "cpu",
 ) -> StepOnce:
     """The same in PyTorch. `besides` gives what is added to the loss after the model has run; it is not told."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
-    targets_BL = torch.tensor(tokens_BL, dtype=torch.long)
+    targets_BL = torch.tensor(tokens_BL, dtype=torch.long, device=device)
     inputs_BL = torch.cat([torch.zeros_like(targets_BL[:, :1]), targets_BL[:, :-1]], dim=1)
 
     def step() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits = model(inputs_BL)
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets_BL.flatten())
         (loss if besides is None else loss + besides()).backward()
@@ -95,12 +101,17 @@ def draw_tokens(config: ModelConfig, shape: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def peers(build: Callable[..., StepOnce], *arguments: Any) -> Iterator[dict[str, StepOnce]]:
-    """What `build` makes of the arguments, in two processes: with glibc's settings as they are without a word, and
-    with those that `pathways-lm train` begins with."""
+def peers(
+    build: Callable[..., StepOnce], *arguments: Any, kinds: Mapping[str, dict[str, str]] = MEMORY
+) -> Iterator[dict[str, StepOnce]]:
+    """What `build` makes of the arguments, in processes of their own.
+
+    Args:
+      kinds: names, and what is in the environment besides; without more, two with both settings of memory.
+    """
     context, kept = multiprocessing.get_context("spawn"), os.environ.pop("GLIBC_TUNABLES", None)
     steps, processes = {}, []
-    for name, settings in ((THEIRS, {}), (THEIRS_KEEPING, {"GLIBC_TUNABLES": TUNABLES})):
+    for name, settings in kinds.items():
         here, there = context.Pipe()
         os.environ.update(settings)
         processes.append(context.Process(target=_serve, args=(there, build, arguments), daemon=True))
@@ -111,7 +122,7 @@ def peers(build: Callable[..., StepOnce], *arguments: Any) -> Iterator[dict[str,
             return here.recv()
 
         steps[name] = step
-    os.environ.pop("GLIBC_TUNABLES")
+    os.environ.pop("GLIBC_TUNABLES", None)
     if kept is not None:
         os.environ["GLIBC_TUNABLES"] = kept
     try:

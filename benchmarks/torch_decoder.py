@@ -87,8 +87,8 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         config = self.config
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        angles = torch.arange(tokens.shape[1])[:, None] * config.rope_base**-half
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=tokens.device) / config.head_dim
+        angles = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * config.rope_base**-half
         cos, sin = angles.cos(), angles.sin()
         x = self.table(tokens)
         for block in self.blocks:

@@ -26,7 +26,7 @@ def measure(precision: str, config: ModelConfig, shape: tuple[int, int], repeats
     """Alternates steps of both; seconds of each, and their losses side by side."""
     model = Model(config, make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
     tokens_BL = draw_tokens(config, shape)
-    ours, params = our_step(model, precision, tokens_BL)
+    ours, params, _ = our_step(model, precision, tokens_BL)
     with peers(their_step, config, jax.device_get(params), precision, tokens_BL) as theirs:
         figures = alternate({OURS: ours, **theirs}, precision, repeats)
     return {**figures, "parameters": num_params(model)}

@@ -5,6 +5,7 @@ bf16 result it converts and multiplies in fp32 there (decision 18).
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
-
-from pathways_lm.mesh import platform
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -78,13 +77,17 @@ class _Matrices(NamedTuple):
         return self.lies(self.right_dims, [*self.batch, *self.columns, *self.summed])
 
     def turned(self) -> tuple[int, int]:
-        """How many numbers change places, and how many of them before the product."""
+        """How many numbers change places after and before the product.
+
+        After counts first. Where the sum of both did, some sums depended in the last bit on how many threads there are,
+        and XLA for CPUs made products of bf16 that it does not have.
+        """
         left = self.lies(self.left_dims, [*self.batch, *self.rows, *self.summed])
         right = self.right_by_columns or self.lies(self.right_dims, [*self.batch, *self.summed, *self.columns])
         result = self.lies(self.result, self.made)
         moves = ((result, list(self.result)), (left, list(self.left_dims)), (right, list(self.right_dims)))
         after, *before = (0 if lies else self.size(dims) for lies, dims in moves)
-        return after + sum(before), sum(before)
+        return after, sum(before)
 
 
 def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
@@ -98,27 +101,35 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | Non
     return y if out is None else reshard(y, out)
 
 
+def _in_halves(x: Array) -> bool:
+    """Whether it is bf16 on a CPU, for which XLA has some products and not others."""
+    device = jax.typeof(x).sharding.mesh.abstract_device
+    return x.dtype == jnp.bfloat16 and (device is None or device.platform == "cpu")
+
+
+def _laid(x: Array, shape: Sequence[int], out: NamedSharding | None) -> Array:
+    """Reshaped, whole on the one device there is."""
+    whole = None if out is None else out.update(spec=PartitionSpec(*(None for _ in shape)))
+    return jnp.reshape(x, tuple(shape), out_sharding=whole)
+
+
 def _by_rows(matrices: _Matrices, out: NamedSharding | None) -> Array:
     """The product on one device, of operands that lie as matrices: as those, so that XLA turns none around."""
     batch = [matrices.size([dim]) for dim in matrices.batch]
     rows, summed, columns = (matrices.size(dims) for dims in (matrices.rows, matrices.summed, matrices.columns))
     by_columns = matrices.right_by_columns
-
-    def laid(x: Array, *shape: int) -> Array:
-        whole = None if out is None else out.update(spec=PartitionSpec(*(None for _ in shape)))
-        return jnp.reshape(x, shape, out_sharding=whole)
-
-    left = laid(matrices.left, *batch, rows, summed)
-    right = laid(matrices.right, *batch, *((columns, summed) if by_columns else (summed, columns)))
-    if rows == 1 and out is not None and left.dtype == jnp.bfloat16 and platform(out.mesh) == "cpu":
-        # For one row XLA has a loop that converts number by number; two it gives to the matrix units.
-        left = jnp.broadcast_to(left, (*batch, 2, summed))
+    left = _laid(matrices.left, (*batch, rows, summed), out)
+    right = _laid(matrices.right, (*batch, *((columns, summed) if by_columns else (summed, columns))), out)
     last = len(batch) + 1
+    if _in_halves(left):
+        # For one row or column XLA has a loop that converts number by number; two it gives to the matrix units.
+        left = jnp.repeat(left, 2, axis=last - 1) if rows == 1 else left
+        right = jnp.repeat(right, 2, axis=last - 1 if by_columns else last) if columns == 1 else right
     summed_over = (last,), (last if by_columns else last - 1,)
     lead = tuple(range(len(batch)))
     y = jax.lax.dot_general(left, right, (summed_over, (lead, lead)), preferred_element_type=jnp.float32)
-    y = jax.lax.slice_in_dim(y, 0, rows, axis=-2)
-    return laid(y, *(matrices.size([dim]) for dim in matrices.made))
+    y = y[..., :rows, :columns]
+    return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
 
 
 def _as_they_are(matrices: _Matrices, out: NamedSharding | None) -> Array:

@@ -43,7 +43,7 @@ class Embedding(nnx.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def lookup(table_VD: Array, tokens_BL: Array, out: NamedSharding) -> Array:
     """The tokens' rows, [B, L, D], laid so."""
-    if table_VD.dtype != jnp.bfloat16 or platform(out.mesh) != "cpu":
+    if table_VD.dtype != jnp.bfloat16 or platform(out.mesh) != "cpu" or out.mesh.size > 1:
         return _rows(table_VD, tokens_BL, out)
     # XLA for CPUs looks numbers of 16 bits up in a copy of the whole table in fp32, but not plain bits.
     bits_BLD = _rows(jax.lax.bitcast_convert_type(table_VD, jnp.uint16), tokens_BL, out)

@@ -13,7 +13,21 @@ from pathways_lm.kernels.contract import contract
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
 
-SIZES = {"b": 8, "l": 64, "t": 32, "s": 48, "d": 32, "f": 64, "n": 4, "k": 4, "g": 2, "h": 16, "v": 128}
+SIZES = {
+    "b": 8,
+    "l": 64,
+    "t": 32,
+    "s": 48,
+    "d": 32,
+    "f": 64,
+    "n": 4,
+    "k": 4,
+    "g": 2,
+    "h": 16,
+    "v": 128,
+    "e": 6,
+    "c": 10,
+}
 CUT = {"b": "batch", "f": "mlp", "n": "heads", "k": "heads", "v": "vocab"}
 SUBSCRIPTS = (
     "bld,df->blf",
@@ -28,6 +42,8 @@ SUBSCRIPTS = (
     "bld,fd->blf",
     "bld,nhd->blnh",
     "blnh,dnh->bld",
+    "gsec,gsd->gecd",
+    "gsec,gecd->gsd",
 )
 MESHES = [(1, 1), (2, 4), (8, 1)]
 
