@@ -92,3 +92,31 @@ def test_bf16_is_summed_in_fp32(subscripts, rows):
         (dright, np.einsum(f"{first},{result}->{second}", left, dy)),
     ):
         np.testing.assert_allclose(found, expected, rtol=2.0**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "sizes"),
+    [
+        ("gsec,gsd->gecd", {"g": 8, "s": 64, "e": 64, "c": 1, "d": 2}),
+        ("gsec,gecd->gsd", {"g": 4, "s": 8, "e": 1, "c": 8, "d": 4}),
+        ("gsec,gecd->gsd", {"g": 4, "s": 128, "e": 2, "c": 128, "d": 64}),
+    ],
+)
+def test_products_that_xla_could_turn_into_ones_it_has_not(subscripts, sizes):
+    """In bf16, between other operations, shapes at which another order of operands ended in an error at run time."""
+    rules = make_rules("palm_2d", make_mesh(MeshConfig(data=1)))
+    terms = subscripts.replace("->", ",").split(",")
+    random = np.random.default_rng(0)
+    cuts = [rules(*(None for _ in dims)) for dims in terms]
+    arrays = [random.normal(size=[sizes[dim] for dim in dims]).astype(ml_dtypes.bfloat16) for dims in terms[:2]]
+
+    def total(left, right):
+        y = contract(subscripts, jnp.tanh(left), jnp.tanh(right), cuts[2])
+        return jnp.sum(y.astype(jnp.float32) ** 2), y
+
+    left, right = map(jax.device_put, arrays, cuts[:2])
+    (_, y), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(left, right)
+    rounded = [np.tanh(each.astype(np.float32)).astype(ml_dtypes.bfloat16).astype(np.float64) for each in arrays]
+    expected = np.einsum(subscripts, *rounded)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=2.0**-7 * np.abs(expected).max())
+    assert all(np.isfinite(np.asarray(each, np.float32)).all() for each in gradients)
