@@ -20,6 +20,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_enable_async_all_gather": True,
         "xla_tpu_overlap_compute_collective_tc": True,
+        # Gradients are added by sparse cores, where a chip has them, while the others multiply.
+        "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
     },
     # Virtual devices may otherwise begin exchanges that do not depend on each other in different orders, and wait for
     # one another for ever.

@@ -10,6 +10,8 @@ triton    another one, which takes packed documents (`kernels.triton`)
 import math
 from typing import NamedTuple
 
+from jax.sharding import AbstractMesh
+
 from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import platform as platform_of
@@ -126,6 +128,9 @@ def _not_splash(config: ModelConfig, rules: Rules, platform: str, asked: Asked) 
         return f"it is a kernel of TPUs, and these devices are {platform}"
     if reason := _not_a_kernel(rules, asked):
         return reason
+    kind = "" if isinstance(rules.mesh, AbstractMesh) else rules.mesh.devices.flat[0].device_kind
+    if asked.half and kind in ("TPU v2", "TPU v3"):
+        return f"kernels of a {kind} do not multiply bf16"
     if config.head_dim % LANES and config.head_dim != 64:
         return f"model.head_dim={config.head_dim} is neither 64 nor a multiple of {LANES}"
     for length in (asked.queries, asked.keys):

@@ -1,7 +1,8 @@
 """Products of any two arrays in their own type, summed in fp32.
 
-Only what is left of the sums is rounded, as matrix units do. Said so, XLA finds the units of CPUs, too: asked for a
-bf16 result it converts and multiplies in fp32 there (decision 18).
+Only what is left of the sums is rounded. The units of TPUs and GPUs do that themselves as they write; asked for fp32
+there, a product writes twice the bytes, which are read again to be rounded. XLA for CPUs must be asked for fp32: for
+a bf16 result it converts and multiplies in fp32 (decision 18).
 """
 
 import math
@@ -95,16 +96,17 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | Non
     orders = _Matrices(first, left, second, right, result), _Matrices(second, right, first, left, result)
     matrices = min(orders, key=_Matrices.turned)
     alone = out is None or out.mesh.size == 1
-    y = _by_rows(matrices, out) if alone and not matrices.turned()[1] else _as_they_are(matrices, out)
+    multiply = _by_rows if alone and not matrices.turned()[1] else _as_they_are
+    y = multiply(matrices, out, jnp.dtype(jnp.float32) if _on_cpu(left) else dtype)
     # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
     y = jnp.transpose(y.astype(dtype), [matrices.made.index(dim) for dim in result])
     return y if out is None else reshard(y, out)
 
 
-def _in_halves(x: Array) -> bool:
-    """Whether it is bf16 on a CPU, for which XLA has some products and not others."""
+def _on_cpu(x: Array) -> bool:
+    """Whether XLA must be told to add in fp32, and has some products of bf16 and not others."""
     device = jax.typeof(x).sharding.mesh.abstract_device
-    return x.dtype == jnp.bfloat16 and (device is None or device.platform == "cpu")
+    return device is None or device.platform == "cpu"
 
 
 def _laid(x: Array, shape: Sequence[int], out: NamedSharding | None) -> Array:
@@ -113,7 +115,7 @@ def _laid(x: Array, shape: Sequence[int], out: NamedSharding | None) -> Array:
     return jnp.reshape(x, tuple(shape), out_sharding=whole)
 
 
-def _by_rows(matrices: _Matrices, out: NamedSharding | None) -> Array:
+def _by_rows(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
     """The product on one device, of operands that lie as matrices: as those, so that XLA turns none around."""
     batch = [matrices.size([dim]) for dim in matrices.batch]
     rows, summed, columns = (matrices.size(dims) for dims in (matrices.rows, matrices.summed, matrices.columns))
@@ -121,18 +123,18 @@ def _by_rows(matrices: _Matrices, out: NamedSharding | None) -> Array:
     left = _laid(matrices.left, (*batch, rows, summed), out)
     right = _laid(matrices.right, (*batch, *((columns, summed) if by_columns else (summed, columns))), out)
     last = len(batch) + 1
-    if _in_halves(left):
+    if left.dtype == jnp.bfloat16 and _on_cpu(left):
         # For one row or column XLA has a loop that converts number by number; two it gives to the matrix units.
         left = jnp.repeat(left, 2, axis=last - 1) if rows == 1 else left
         right = jnp.repeat(right, 2, axis=last - 1 if by_columns else last) if columns == 1 else right
     summed_over = (last,), (last if by_columns else last - 1,)
     lead = tuple(range(len(batch)))
-    y = jax.lax.dot_general(left, right, (summed_over, (lead, lead)), preferred_element_type=jnp.float32)
+    y = jax.lax.dot_general(left, right, (summed_over, (lead, lead)), preferred_element_type=dtype)
     y = y[..., :rows, :columns]
     return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
 
 
-def _as_they_are(matrices: _Matrices, out: NamedSharding | None) -> Array:
+def _as_they_are(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
     """The product of operands with all their dimensions, each cut over the mesh in its own way."""
     placed = None
     if out is not None:
@@ -152,7 +154,7 @@ def _as_they_are(matrices: _Matrices, out: NamedSharding | None) -> Array:
         matrices.left,
         matrices.right,
         (summed_over, batch),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=dtype,
         out_sharding=placed,
     )
 

@@ -14,9 +14,10 @@ from pathways_lm.kernels.contract import contract, cotangent_sharding
 from pathways_lm.mesh import platform
 from pathways_lm.sharding import Rules
 
-# Logits that a device holds at a time. On CPUs they stay in a cache; elsewhere they are many enough to fill the device.
+# Logits that a device holds at a time. On CPUs they stay in a cache. Elsewhere they are of a thousand tokens and a
+# vocabulary of 256,000: each part adds to the kernel's gradient in memory, beside which products must be long.
 LOGITS_BYTES = {"cpu": 16 * 2**20}
-LOGITS_BYTES_ELSEWHERE = 256 * 2**20
+LOGITS_BYTES_ELSEWHERE = 2**30
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["x_BLD", "kernel", "bias_V"], meta_fields=["dims", "rules"])
@@ -35,16 +36,17 @@ class Projection:
 
     def logits(self) -> Array:
         """[B, L, V] in fp32, cut along the vocabulary."""
-        return self.biased(self.product(self.x_BLD, self.kernel))
-
-    def product(self, x_BLD: Array, kernel: Array) -> Array:
-        """Without the bias."""
         out = self.rules("batch", "length", "vocab")
-        return contract(f"bld,{self.dims}->blv", x_BLD, kernel, out, jnp.float32)
-
-    def biased(self, product_BLV: Array) -> Array:
-        """With it, where there is one."""
+        product_BLV = contract(f"bld,{self.dims}->blv", self.x_BLD, self.kernel, out, jnp.float32)
         return product_BLV if self.bias_V is None else product_BLV + self.bias_V.astype(jnp.float32)
+
+    def gradients(self, gradient_BLV: Array) -> tuple[Array, Array]:
+        """Those of the inputs, in their type, and of the kernel, in fp32, for one of the logits."""
+        x_BLD, kernel, dims = self.x_BLD, self.kernel, self.dims
+        gradient_BLV = gradient_BLV.astype(x_BLD.dtype)
+        of_x, of_kernel = cotangent_sharding(x_BLD), cotangent_sharding(kernel)
+        x_gradient_BLD = contract(f"blv,{dims}->bld", gradient_BLV, kernel, of_x)
+        return x_gradient_BLD, contract(f"bld,blv->{dims}", x_BLD, gradient_BLV, of_kernel, jnp.float32)
 
 
 class Scored(NamedTuple):
@@ -126,15 +128,15 @@ def _forward(
 
     def score(sums: tuple[Array, Array | None], rows: Rows) -> tuple[tuple[Array, Array | None], tuple[Scored, Array]]:
         x_BLD, targets_BL, weights_BL = rows
-        product_BLV, pull = jax.vjp(projection.product, x_BLD, kernel)
-        logits_BLV = projection.biased(product_BLV)
+        part = replace(projection, x_BLD=x_BLD)
+        logits_BLV = part.logits()
         scored = _score(logits_BLV, targets_BL, weights_BL, z_loss)
         log_z_BL1 = scored.log_z_BL[:, :, None]
         share_BLV = jnp.exp(logits_BLV - log_z_BL1) * (1 + 2 * z_loss * log_z_BL1)
         gradient_BLV = (share_BLV - _hit(logits_BLV, targets_BL)) * weights_BL[:, :, None]
-        x_gradient_BLD, kernel_gradient = pull(gradient_BLV)
+        x_gradient_BLD, kernel_gradient = part.gradients(gradient_BLV)
         kernel_sum, bias_sum = sums
-        kernel_sum = kernel_sum + kernel_gradient.astype(jnp.float32)
+        kernel_sum = kernel_sum + kernel_gradient
         bias_sum = None if bias_sum is None else bias_sum + jnp.sum(gradient_BLV, axis=(0, 1))
         return (kernel_sum, bias_sum), (scored, x_gradient_BLD)
 

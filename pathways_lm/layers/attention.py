@@ -17,6 +17,7 @@ from pathways_lm.kernels.product import Turned, product
 from pathways_lm.kernels.splash import splash_attention
 from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.kernels.zigzag import stand
+from pathways_lm.layers.again import computed_again
 from pathways_lm.layers.dropout import weights_dropout
 from pathways_lm.layers.parameter import Init, used, zeros
 from pathways_lm.layers.position import rotate
@@ -67,25 +68,6 @@ class Sight(NamedTuple):
     """Added to the scores, cut along heads. B may be 1."""
     view: View | None = None
     """In place of mask and bias, for attention that never holds length x length."""
-
-
-def computed_again(function: Callable) -> Callable:
-    """The function, for whose gradient nothing but its arguments is kept.
-
-    `jax.checkpoint` within another one is ruled by the other's policy, and that of `Stack` keeps all but parameters.
-    """
-
-    def forward(*arguments: Any) -> tuple[Any, Any]:
-        return function(*arguments), arguments
-
-    def backward(arguments: Any, cotangent: Any) -> Any:
-        # Otherwise XLA could find the forward pass's values where both are in one computation.
-        arguments, cotangent = jax.lax.optimization_barrier((arguments, cotangent))
-        return jax.vjp(function, *arguments)[1](cotangent)
-
-    wrapped = jax.custom_vjp(function)
-    wrapped.defvjp(forward, backward)
-    return wrapped
 
 
 class Attended(NamedTuple):

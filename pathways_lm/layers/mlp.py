@@ -11,7 +11,8 @@ from jax import Array
 from jax.sharding import reshard
 
 from pathways_lm.config import ModelConfig
-from pathways_lm.kernels.product import product
+from pathways_lm.kernels.product import Turned, product
+from pathways_lm.layers.again import computed_again
 from pathways_lm.layers.dropout import dropout
 from pathways_lm.layers.parameter import Init, used, zeros
 from pathways_lm.sharding import Rules
@@ -86,16 +87,21 @@ class MLP(nnx.Module):
     def __call__(self, h_BLD: Array, key: Array | None = None) -> Array:
         """Takes an input whole along D; gives an output cut as the residual stream."""
         config, rules = self.config, self.rules
-        hidden_BLF = self._into(h_BLD, "up")
-        if self.gated:
-            hidden_BLF = gated(config.activation, self._into(h_BLD, "gate"), hidden_BLF)
-        else:
-            hidden_BLF = ACTIVATIONS[config.activation](hidden_BLF)
-        hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)
         down_FD = used(self.down, rules.used("mlp", None))
         # Added over devices and cut as the residual stream in one exchange; written so, its gradient is gathered once.
         out = rules.partial("batch", "length", None, over="mlp")
-        y_BLD = product("blf,fd->bld", hidden_BLF, down_FD, out, config.matmuls)
+
+        def finish(inputs: list[Array], down_FD: Array | Turned, key: Array | None) -> Array:
+            if self.gated:
+                hidden_BLF = gated(config.activation, *inputs)
+            else:
+                hidden_BLF = ACTIVATIONS[config.activation](*inputs)
+            hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)
+            return product("blf,fd->bld", hidden_BLF, down_FD, out, config.matmuls)
+
+        # What the hidden units are made of is kept for the backward pass, and they are not.
+        inputs = [self._into(h_BLD, name) for name in (("gate", "up") if self.gated else ("up",))]
+        y_BLD = computed_again(finish, apart=False)(inputs, down_FD, key)
         y_BLD = reshard(y_BLD, rules("batch", "residual_length", "residual"))
         return y_BLD + reshard(self.down_bias[...], rules("residual")) if config.bias else y_BLD
 

@@ -1,13 +1,14 @@
 """Arithmetic and memory traffic of single instructions of a compiled program."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from pathways_lm.kernels.work import work_in
-from pathways_lm.plan.hlo import Computation, Instruction, Program
+from pathways_lm.plan.hlo import COLLECTIVES, Computation, Instruction, Program
 
 # What moves nothing through memory, or is counted where it began.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"}
@@ -156,7 +157,10 @@ def _plain_bytes(computation: Computation, instruction: Instruction) -> float:
 
 
 def _fusion_bytes(program: Program, computation: Computation, fusion: Instruction) -> float:
-    """What a fusion reads and writes: of arrays of which it takes or changes a slice, the slice."""
+    """What a fusion reads and writes: of arrays of which it takes or changes a slice, the slice.
+
+    What it hands on in its place is not moved, and the arrays of an exchange that runs beside it are the exchange's.
+    """
     inner = program.computations[fusion.called["calls"]]
     total = 0.0
     for number, name in enumerate(fusion.operands):
@@ -166,8 +170,11 @@ def _fusion_bytes(program: Program, computation: Computation, fusion: Instructio
     written = [inner.root]
     if inner.root.opcode == "tuple":
         written = [inner.instructions[name] for name in inner.root.operands]
-    for shape, source in zip(fusion.shapes, written, strict=False):
-        if shape.on_chip:
+    handed_on = fusion.attribute(r"output_to_operand_aliasing=\{(.*?\)) ?\}")
+    in_place = re.findall(r"\{(\d*)\}: \(", handed_on[1]) if handed_on else []
+    for number, (shape, source) in enumerate(zip(fusion.shapes, written, strict=False)):
+        output = str(number) if len(fusion.shapes) > 1 else ""
+        if shape.on_chip or _of_exchange(source) or (source.opcode == "parameter" and output in in_place):
             continue
         source = _behind(inner, source)
         if source.opcode == "dynamic-update-slice":
@@ -175,6 +182,11 @@ def _fusion_bytes(program: Program, computation: Computation, fusion: Instructio
         else:
             total += shape.num_bytes
     return total
+
+
+def _of_exchange(instruction: Instruction) -> bool:
+    """Whether it is an exchange, or begins or ends one that TPU's compiler spreads over fusions."""
+    return instruction.opcode in COLLECTIVES or "AsyncCollective" in instruction.attributes
 
 
 def _behind(computation: Computation, instruction: Instruction) -> Instruction:
@@ -190,6 +202,8 @@ def _read_bytes(program: Program, inner: Computation, parameter: Instruction, wh
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             read += user.num_bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
+            continue
+        elif _of_exchange(user) or (user.root and user.opcode == "tuple"):
             continue
         elif user.opcode == "bitcast":
             read += _read_bytes(program, inner, user, whole)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pathways_lm.mesh import POD
-from pathways_lm.plan.hlo import Computation, Instruction, Program
+from pathways_lm.plan.hlo import COLLECTIVES, Computation, Instruction, Program
 from pathways_lm.plan.program_arithmetic import Arithmetic, arithmetic_of, scope_of
-
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ class _Body:
             opcode = instruction.opcode
             if opcode == "while":
                 yield computation, instruction
-            elif opcode in ("call", "async-start") and (name := _target(instruction)):
+            elif (given_away := _given_away(self.program, instruction)) is not None:
+                self._begin(instruction, _exchange(*given_away, self.mesh_shape))
+            elif opcode in ("call", "async-start", "call-start") and (name := _target(instruction)):
                 yield from self.read(self.program.computations[name])
             elif opcode == "conditional":
                 branches = instruction.called.get("branch_computations", "")
@@ -173,6 +173,14 @@ def _exchange_kind(instruction: Instruction) -> str | None:
         return None
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
+
+
+def _given_away(program: Program, call: Instruction) -> tuple[Computation, Instruction] | None:
+    """The exchange that a call hands to a TPU's sparse cores, beside which the others go on."""
+    if call.opcode != "call-start":
+        return None
+    inner = program.computations[call.called["to_apply"]]
+    return next(((inner, each) for each in inner if _exchange_kind(each)), None)
 
 
 def _within_fusion(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pathways_lm import configure
@@ -11,7 +12,7 @@ from pathways_lm.data.objectives import abstract_batch
 from pathways_lm.errors import ConfigError
 from pathways_lm.kernels import choice
 from pathways_lm.kernels.choice import Asked, choose, scores_bytes
-from pathways_lm.mesh import abstract_mesh, make_mesh
+from pathways_lm.mesh import AXES, abstract_mesh, make_mesh
 from pathways_lm.models.attentions import attentions, told
 from pathways_lm.models.model import Model
 from pathways_lm.sharding import make_rules
@@ -121,3 +122,13 @@ def test_what_training_says(path, changes, expected):
     line = told(found)
     assert line.startswith("attention: ")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "half", "name"), [("v3", True, "plain"), ("v3", False, "splash"), ("v4", True, "splash")]
+)
+def test_kernels_do_not_multiply_bf16_on_old_tpus(kind, half, name):
+    """Mosaic refuses them on v3."""
+    device = SimpleNamespace(device_kind=f"TPU {kind}")
+    rules = replace(on(), mesh=SimpleNamespace(devices=np.array([device]), axis_names=AXES, shape=on().mesh.shape))
+    assert choose(CONFIG, rules, SHORT._replace(half=half), platform="tpu").name == name

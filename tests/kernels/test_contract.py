@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from pathways_lm.config import MeshConfig
 from pathways_lm.kernels.contract import contract
@@ -120,3 +121,15 @@ def test_products_that_xla_could_turn_into_ones_it_has_not(subscripts, sizes):
     expected = np.einsum(subscripts, *rounded)
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=2.0**-7 * np.abs(expected).max())
     assert all(np.isfinite(np.asarray(each, np.float32)).all() for each in gradients)
+
+
+@pytest.mark.parametrize(("platform", "asked"), [("cpu", jnp.float32), ("tpu", jnp.bfloat16), ("gpu", jnp.bfloat16)])
+def test_what_a_platform_is_asked_for(platform, asked):
+    """Matrix units write bf16 themselves; XLA for CPUs adds in fp32 only where it is asked for fp32."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Explicit,), abstract_device=device)
+    placed = NamedSharding(mesh, PartitionSpec(None, None))
+    x = jax.ShapeDtypeStruct((16, 16), jnp.bfloat16, sharding=placed)
+    traced = jax.make_jaxpr(lambda x: contract("bd,df->bf", x, x, placed))(x)
+    assert traced.out_avals[0].dtype == jnp.bfloat16
+    assert f"preferred_element_type={asked.dtype.name}" in str(traced)

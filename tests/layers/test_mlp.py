@@ -61,3 +61,14 @@ def test_slope_of_exact_gelu():
         placed = jax.device_put(jnp.asarray(x, jnp.float32), jax.NamedSharding(mesh, spec))
         np.testing.assert_allclose(apart(placed), expected, atol=2e-6)
     np.testing.assert_allclose(slope(jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("activation", [*PLAIN, *GATED])
+def test_hidden_units_are_not_kept(tiny, activation):
+    """For the gradient: the input, what the activation takes, and the kernels."""
+    layer = MLP(tiny(activation=activation), nnx.Rngs(0), make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
+    h = jax.ShapeDtypeStruct((2, 3, 32), jnp.float32)
+    kept = jax.tree.leaves(jax.eval_shape(lambda h: jax.vjp(layer, h)[1], h))
+    inputs = 2 if activation in GATED else 1
+    assert sorted({leaf.shape for leaf in kept if leaf.ndim == 2}) == [(32, 48), (48, 32)]
+    assert [leaf.shape for leaf in kept if leaf.shape == (2, 3, 48)] == inputs * [(2, 3, 48)]

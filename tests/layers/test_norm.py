@@ -54,3 +54,11 @@ def test_every_kind(tiny, kind, norm_scale, norm_bias):
     expected = expected / np.sqrt((expected**2).mean(-1, keepdims=True) + config.norm_epsilon)
     expected = (expected * scale if norm_scale else expected) + (bias if norm_bias else 0)
     np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
+
+
+def test_only_the_input_is_kept(tiny):
+    """For the gradient: the input in its own type, and the scale."""
+    norm = Norm(tiny(embed_dim=16), make_rules("palm_2d", make_mesh(MeshConfig(data=1))))
+    x = jax.ShapeDtypeStruct((2, 3, 16), jnp.bfloat16)
+    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(norm, x)[1], x))
+    assert sorted((str(leaf.dtype), leaf.shape) for leaf in kept) == [("bfloat16", (2, 3, 16)), ("float32", (16,))]

@@ -256,3 +256,73 @@ def test_a_slice_taken_within_a_fusion_within_a_fusion():
     """A row of 8 numbers is read and one is written, besides the index; not the stack of 16."""
     (segment,) = segments(parse(NESTED), {"data": 1})
     assert sum(each.memory_bytes for each in segment.arithmetic) == 2 * 8 * 4 + 4
+
+
+IN_PLACE = """HloModule in_place
+
+%begin (a: f32[8]) -> (f32[8], f32[16]) {
+  %a = f32[8]{0} parameter(0)
+  %gather.1 = f32[16]{0} all-gather(%a), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+  ROOT %started = (f32[8]{0}, f32[16]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (b: f32[8], c: f32[16], m: f32[4,4]) -> (f32[4,4], f32[8], f32[16]) {
+  %b = f32[8]{0} parameter(0)
+  %c = f32[16]{0} parameter(1)
+  %m = f32[4,4]{1,0} parameter(2)
+  %gather.2 = f32[16]{0} all-gather(%b), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+  %product = f32[4,4]{1,0} dot(%m, %m), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %made = (f32[4,4]{1,0}, f32[8]{0}, f32[16]{0}) tuple(%product, %b, %c)
+}
+
+ENTRY %main (x: f32[8], y: f32[4,4]) -> (f32[4,4], f32[8], f32[16]) {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %start = (f32[8]{0}, f32[16]{0}) fusion(%x), kind=kCustom, calls=%begin
+  %sent = f32[8]{0} get-tuple-element(%start), index=0
+  %come = f32[16]{0} get-tuple-element(%start), index=1
+  ROOT %out = (f32[4,4]{1,0}, f32[8]{0}, f32[16]{0}) fusion(%sent, %come, %y), kind=kOutput, ALIASING calls=%beside
+}
+"""
+ALIASING = "output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})},"
+
+
+@pytest.mark.parametrize(("aliasing", "handed_on"), [(ALIASING, 0), ("", 8 + 16)], ids=["in place", "copied"])
+def test_what_an_exchange_moves_is_not_the_fusions(aliasing, handed_on):
+    """Its arrays are handed on beside a product of 4 x 4 numbers, which alone is read and written.
+
+    Where the results are not told to lie where the operands do, they are written.
+    """
+    (segment,) = segments(parse(IN_PLACE.replace("ALIASING", aliasing)), {"data": 2})
+    assert sum(each.memory_bytes for each in segment.arithmetic) == 4 * (2 * 4 * 4 + handed_on)
+    assert [each.kind for each in segment.exchanges] == ["all-gather"]
+
+
+GIVEN_AWAY = """HloModule given_away
+
+%elsewhere (a: f32[8], t: token[]) -> f32[8] {
+  %t = token[] parameter(1)
+  %a = f32[8]{0} parameter(0)
+  ROOT %sum = f32[8]{0} all-reduce(%a), channel_id=3, replica_groups={{0,1}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8], y: f32[4,4]) -> f32[4,4] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %ready = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %start = ((f32[8]{0}, token[]), f32[8]{0}) call-start(%x, %ready), to_apply=%elsewhere
+  %one = f32[4,4]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %two = f32[4,4]{1,0} dot(%one, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %done = f32[8]{0} call-done(%start)
+  ROOT %three = f32[4,4]{1,0} dot(%two, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_an_exchange_given_to_sparse_cores():
+    """Two of three products run beside it."""
+    (segment,) = segments(parse(GIVEN_AWAY), {"data": 2})
+    (exchange,) = segment.exchanges
+    products = [each.flops for each in segment.arithmetic]
+    assert (exchange.kind, exchange.axes, exchange.operand_bytes) == ("all-reduce", ("data",), 32)
+    assert sum(products[exchange.start : exchange.end]) == 2 * 2 * 4**3 and sum(products) == 3 * 2 * 4**3
