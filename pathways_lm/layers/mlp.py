@@ -92,11 +92,8 @@ class MLP(nnx.Module):
         out = rules.partial("batch", "length", None, over="mlp")
 
         def finish(inputs: list[Array], down_FD: Array | Turned, key: Array | None) -> Array:
-            if self.gated:
-                hidden_BLF = gated(config.activation, *inputs)
-            else:
-                hidden_BLF = ACTIVATIONS[config.activation](*inputs)
-            hidden_BLF = dropout(hidden_BLF, config.hidden_dropout, key, rules)
+            activate = partial(gated, config.activation) if self.gated else ACTIVATIONS[config.activation]
+            hidden_BLF = dropout(activate(*inputs), config.hidden_dropout, key, rules)
             return product("blf,fd->bld", hidden_BLF, down_FD, out, config.matmuls)
 
         # What the hidden units are made of is kept for the backward pass, and they are not.

@@ -28,7 +28,9 @@ def layouts(experiment: Experiment, machine: Machine) -> Iterator[Layout]:
     for sizes in meshes(experiment, machine):
         on_mesh = layout_of(experiment, sizes)
         rules = BY_TENSOR if on_mesh[TENSOR] > 1 else ("fsdp",)
-        for preset, zero, remat in product(rules, range(4), REMAT):
+        # Parameters that are whole everywhere are so in every pod.
+        stages_of_zero = range(1 if on_mesh[POD] > machine.pods else 0, 4)
+        for preset, zero, remat in product(rules, stages_of_zero, REMAT):
             for dispatch in DISPATCHES if on_mesh.dispatch else ("",):
                 for microbatches in microbatch_counts(experiment, on_mesh):
                     layout = replace(
@@ -39,22 +41,23 @@ def layouts(experiment: Experiment, machine: Machine) -> Iterator[Layout]:
 
 def meshes(experiment: Experiment, machine: Machine) -> Iterator[tuple[int, ...]]:
     """Sizes of the axes."""
-    for tensor, expert, stage, context in product(
+    for pod, tensor, expert, stage, context in product(
+        pod_counts(machine),
         tensor_sizes(experiment.model, machine),
         expert_sizes(experiment.model, machine),
         stage_counts(experiment.model, machine),
         context_sizes(experiment, machine),
     ):
-        others = {POD: pods(machine), TENSOR: tensor, EXPERT: expert, STAGE: stage, CONTEXT: context}
+        others = {POD: pod, TENSOR: tensor, EXPERT: expert, STAGE: stage, CONTEXT: context}
         data, rest = divmod(machine.num_devices, math.prod(others.values()))
         if not rest and data:
             others[DATA] = data
             yield tuple(others[axis] for axis in AXES)
 
 
-def pods(machine: Machine) -> int:
-    """A pod for each slice of a TPU; islands of GPUs are on one network."""
-    return machine.pods
+def pod_counts(machine: Machine) -> list[int]:
+    """A pod for each slice of a TPU. Islands of GPUs may be pods, each with all parameters, or one cluster."""
+    return [machine.pods] if machine.chip.torus_rank else sorted({1, machine.shape[0]})
 
 
 def tensor_sizes(model: ModelConfig, machine: Machine) -> list[int]:

@@ -189,6 +189,12 @@ def _of_exchange(instruction: Instruction) -> bool:
     return instruction.opcode in COLLECTIVES or "AsyncCollective" in instruction.attributes
 
 
+def _in_place(user: Instruction, parameter: Instruction) -> bool:
+    """Whether the array is changed or handed on where it lies."""
+    changed = user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
+    return changed or (user.root and user.opcode == "tuple")
+
+
 def _behind(computation: Computation, instruction: Instruction) -> Instruction:
     while instruction.opcode in ("bitcast", "copy", "convert") and instruction.operands:
         instruction = computation.instructions[instruction.operands[0]]
@@ -201,9 +207,7 @@ def _read_bytes(program: Program, inner: Computation, parameter: Instruction, wh
     for user in inner.uses.get(parameter.name, ()):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             read += user.num_bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
-            continue
-        elif _of_exchange(user) or (user.root and user.opcode == "tuple"):
+        elif _of_exchange(user) or _in_place(user, parameter):
             continue
         elif user.opcode == "bitcast":
             read += _read_bytes(program, inner, user, whole)

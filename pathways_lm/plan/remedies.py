@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pathways_lm.config import Experiment
 from pathways_lm.errors import ConfigError
-from pathways_lm.mesh import AXES, CONTEXT, EXPERT, STAGE, TENSOR, axis_sizes
+from pathways_lm.mesh import AXES, CONTEXT, DATA, EXPERT, STAGE, TENSOR, axis_sizes
 from pathways_lm.plan.analytic.plan import expected_memory, fitting_work
 from pathways_lm.plan.choices import BY_TENSOR, REMAT, meshes, microbatch_counts
 from pathways_lm.plan.layout import Layout, laid_out, layout_of, overrides
@@ -54,7 +54,7 @@ def _changes(experiment: Experiment, machine: Machine, start: Layout) -> Iterato
     """Layouts that differ in one field or axis, those of each together, the smallest change first."""
     every = sorted(meshes(experiment, machine))
     for axis in (TENSOR, EXPERT, STAGE, CONTEXT):
-        others = [each for each in AXES if each in (TENSOR, EXPERT, STAGE, CONTEXT) and each != axis]
+        others = [each for each in AXES if each not in (DATA, axis)]
         grown = [replace(start, sizes=sizes) for sizes in every]
         grown = [each for each in grown if each[axis] > start[axis] and all(each[o] == start[o] for o in others)]
         yield sorted(grown, key=lambda each: each[axis])

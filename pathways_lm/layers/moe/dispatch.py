@@ -16,7 +16,9 @@ from jax.sharding import NamedSharding, auto_axes, reshard
 from pathways_lm.kernels.contract import contract
 from pathways_lm.kernels.ragged import ragged_dot, ragged_product
 from pathways_lm.kernels.zigzag import numbers
+from pathways_lm.layers.again import computed_again
 from pathways_lm.layers.dropout import drawn
+from pathways_lm.layers.mlp import ACTIVATIONS, gated
 from pathways_lm.layers.moe.router import Routing
 from pathways_lm.sharding import Rules
 
@@ -30,16 +32,35 @@ class Experts(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What an expert does between its kernels."""
+    """What an expert does after its first kernels."""
 
-    activation: Callable[[Array], Array]
+    activation: str
     rate: float
     """Of dropout of the hidden units."""
 
     def hidden(self, up: Array, gate: Array | None, keep: Array | None) -> Array:
         """Applies the activation and, where there is a mask, dropout."""
-        hidden = self.activation(up) if gate is None else self.activation(gate) * up
+        hidden = ACTIVATIONS[self.activation](up) if gate is None else gated(self.activation, gate, up)
         return hidden if keep is None else jnp.where(keep, hidden / (1 - self.rate), 0).astype(hidden.dtype)
+
+    def finish(
+        self,
+        multiply: Callable[[Array, Array], Array],
+        up: Array,
+        gate: Array | None,
+        keep: Array | None,
+        down_EFD: Array,
+    ) -> Array:
+        """The hidden units times the last kernel. They are not kept for the backward pass.
+
+        Args:
+          multiply: takes all arrays that it depends on.
+        """
+
+        def finish(up: Array, gate: Array | None, keep: Array | None, down_EFD: Array) -> Array:
+            return multiply(self.hidden(up, gate, keep), down_EFD)
+
+        return computed_again(finish, apart=False)(up, gate, keep, down_EFD)
 
 
 # Groups are whole sequences or parts of them in the order of the text, however those lie on devices: tokens are moved
@@ -83,8 +104,11 @@ def by_einsum(
 
     gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
     keep = _keep(key, body.rate, (x_GSD.shape[0], E, places, experts.up_EDF.shape[2]), rules)
-    hidden_GECF = body.hidden(into(experts.up_EDF), gate, keep)
-    y_GECD = contract("gecf,efd->gecd", hidden_GECF, experts.down_EFD, with_experts)
+
+    def out_of(hidden_GECF: Array, down_EFD: Array) -> Array:
+        return contract("gecf,efd->gecd", hidden_GECF, down_EFD, with_experts)
+
+    y_GECD = body.finish(out_of, into(experts.up_EDF), gate, keep, experts.down_EFD)
     y_GECD = reshard(y_GECD, moved)
     return contract("gsec,gecd->gsd", combine, y_GECD, rules("batch", None, "moved"))
 
@@ -118,7 +142,11 @@ def by_all_to_all(
         gate = None if experts.gate_EDF is None else into(experts.gate_EDF)
         up = into(experts.up_EDF)
         keep_ERF = None if keep_GECF is None else jnp.swapaxes(keep_GECF, 0, 1).reshape(up.shape)
-        y_ERD = _multiply("erf,efd->erd", body.hidden(up, gate, keep_ERF), experts.down_EFD, rules)
+
+        def out_of(hidden_ERF: Array, down_EFD: Array) -> Array:
+            return _multiply("erf,efd->erd", hidden_ERF, down_EFD, rules)
+
+        y_ERD = body.finish(out_of, up, gate, keep_ERF, experts.down_EFD)
         y_EGCD = y_ERD.reshape(*sent_EGCD.shape[:3], y_ERD.shape[-1])
         for axis in reversed(axes):
             y_EGCD = jax.lax.all_to_all(y_EGCD, axis, split_axis=1, concat_axis=0, tiled=True)
@@ -172,8 +200,8 @@ def dropless(
 
         gate = None if experts.gate_EDF is None else product(rows, experts.gate_EDF)
         keep_rows = None if keep_GSKF is None else keep_GSKF.reshape(G * S * K, -1)[order]
-        hidden = body.hidden(product(rows, experts.up_EDF), gate, keep_rows)
         gates = jnp.where(served, routing.gates_GSK, 0).reshape(G * S * K)[order]
+        hidden = body.hidden(product(rows, experts.up_EDF), gate, keep_rows)
         y = product(hidden, experts.down_EFD) * gates[:, None].astype(rows.dtype)
         y_GSD = jnp.zeros((G * S, y.shape[-1]), y.dtype).at[order // K].add(y).reshape(G, S, -1)
         for axis in axes:

@@ -12,7 +12,7 @@ from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
 from pathways_lm.kernels.zigzag import lay, numbers, stand
 from pathways_lm.layers.dropout import drawn, site
-from pathways_lm.layers.mlp import ACTIVATIONS, GATES
+from pathways_lm.layers.mlp import GATES
 from pathways_lm.layers.moe.dispatch import DISPATCHES, Body, Experts, summed_over
 from pathways_lm.layers.moe.losses import RouterSums, router_sums
 from pathways_lm.layers.moe.router import Routing, capacity, route
@@ -41,7 +41,7 @@ class MoE(nnx.Module):
             self.gate = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, self.summed)
         self.up = init.kernel(rngs, (E, D, F), ("expert", "expert_embed", "mlp"), D, self.summed)
         self.down = init.residual(rngs, (E, F, D), ("expert", "mlp", "expert_embed"), F, self.summed)
-        self.body = Body(GATES[activation] if self.gated else ACTIVATIONS[activation], moe.dropout)
+        self.body = Body(activation, moe.dropout)
         self.config = moe
         self.rules = rules
 

@@ -1,6 +1,7 @@
 """What lies on a device at the fullest moment of a step, by formulas."""
 
 from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.kernels.cross_entropy import LOGITS_BYTES_ELSEWHERE
 from pathways_lm.layers.moe.router import capacity
 from pathways_lm.plan.analytic.arithmetic import (
     expert_places,
@@ -14,8 +15,8 @@ from pathways_lm.plan.analytic.work import BLOCKS, FP32, Tower, Work
 from pathways_lm.plan.memory import Memory
 
 # Arrays as large as a product's cut end that its gradient and those of what stands around it need: queries also turned
-# and scaled, the steps of an activation.
-_STEPS = {"query": 2, "key": 1, "value": 1, "out": 1, "gate": 2, "up": 2, "down": 2}
+# and scaled. Hidden units are made again of what the first kernels gave.
+_STEPS = {"query": 2, "key": 1, "value": 1, "out": 1, "gate": 1, "up": 1}
 
 
 def zero_bytes(
@@ -112,8 +113,8 @@ def _inside(work: Work, tower: Tower, scores: bool) -> float:
     for each in work.of(tower.name):
         used = cuts.used(each)
         if each.name == "scale":
-            # A norm's steps in fp32, as cut as the stream, and what it gives, whole.
-            kept += 3 * stream * FP32 / item + whole
+            # What a norm is given, as cut as the stream, and what it gives, whole.
+            kept += stream + whole
         kept += _STEPS.get(each.name, 0) * item * _rows_of(work, tower, each) * used / work.model.embed_dim
         if each.name == "query":
             kept += kept_scores(work, tower, each) if scores else 0.0
@@ -169,12 +170,12 @@ def _fresh(work: Work) -> float:
 
 
 def _logits(work: Work) -> float:
-    """Logits and their gradient, and the table they are made with."""
+    """Logits of a part of the tokens and their gradient, the table they are made with, and the sum of its gradients."""
     table = max(
         (each for each in work.of("") if each.product and (each.name == "table" or each.module == "head")),
         key=lambda each: each.module == "head",
     )
     used = work.cuts.used(table)
-    logits = work.last.tokens * used / work.model.embed_dim
+    logits = min(FP32 * work.last.tokens * used / work.model.embed_dim, LOGITS_BYTES_ELSEWHERE)
     weights = work.item * used if work.cuts.rules.zero == 3 else 0
-    return 2.0 * work.item * logits + weights + _whole(work, work.last)
+    return logits * (1 + work.item / FP32) + FP32 * used + weights + _whole(work, work.last)
