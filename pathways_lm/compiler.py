@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from pathways_lm.mesh import platform
 
+# Where there are several devices.
 OPTIONS: dict[str, dict[str, Any]] = {
     # Exchanges begin as early as their operands are there and are awaited as late as possible. Without it the program
     # waits for each where it begins.
@@ -30,8 +31,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+ALWAYS: dict[str, dict[str, Any]] = {
+    # Products with the same operand are otherwise made one, for which kernels are put together in memory at every step.
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": 0},
+}
+
+
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any]:
-    """For programs on the mesh's devices. Of one device there is nothing to ask, and for no device none is compiled."""
-    if isinstance(mesh, AbstractMesh) or mesh.size == 1:
+    """For programs on the mesh's devices; for no device none is compiled."""
+    if isinstance(mesh, AbstractMesh):
         return {}
-    return OPTIONS[platform(mesh)]
+    return ALWAYS.get(platform(mesh), {}) | (OPTIONS[platform(mesh)] if mesh.size > 1 else {})

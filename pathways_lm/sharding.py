@@ -8,8 +8,10 @@ too; `'group'` is what remains of it where tokens lie with their experts. There,
 expert in a group; `'moved'` is the model dimension of tokens on their way, whose sequences are whole.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -203,6 +205,12 @@ def on_mesh(traced: jax.ShapeDtypeStruct, mesh: Mesh | AbstractMesh) -> jax.Shap
     whole = PartitionSpec(*(None for _ in traced.shape))
     spec = whole if traced.sharding is None else traced.sharding.spec
     return jax.ShapeDtypeStruct(traced.shape, traced.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def shard_bytes(tree: Any) -> float:
+    """Bytes of one device's part of arrays with shardings."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
+    return float(sum(math.prod(shape) * size for shape, size in shards))
 
 
 def make_rules(preset: str, mesh: Mesh | AbstractMesh, zero: int = 3, chunks: int = 1, ring: bool = False) -> Rules:

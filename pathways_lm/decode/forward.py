@@ -11,8 +11,13 @@ from pathways_lm.decode.cache import Cache, Caches, put, write
 from pathways_lm.kernels.product import turn
 from pathways_lm.layers.attention import join
 from pathways_lm.layers.mask import Places
+from pathways_lm.mesh import platform
 from pathways_lm.models.model import Model, Params, kept_fp32
 from pathways_lm.models.tower import Layers
+from pathways_lm.sharding import shard_bytes
+
+# Of a GPU's memory, what stack and copy of the decoder's layers may take. The rest is for tables and caches.
+ROOM = 0.75
 
 
 class Weights(NamedTuple):
@@ -22,6 +27,26 @@ class Weights(NamedTuple):
     """All, or all but the decoder's stack."""
     layers: list[Params] | None
     """Of each of the decoder's layers, or each repeat of a pattern. On one device kernels are `Turned`."""
+
+
+def one_by_one(model: Model, memory: float) -> bool:
+    """Whether the decoder's layers are best gone through one by one, for `Forward`.
+
+    XLA for CPUs and GPUs copies each layer out of the stack at every step, before it multiplies with it; TPUs read it
+    where it lies. It takes a copy of the layers beside the stack, for which a GPU must have room.
+
+    Args:
+      memory: bytes of a device.
+    """
+    if model.rules.parts("stage") > 1:
+        return False
+    kind = platform(model.rules.mesh)
+    return kind == "cpu" or (kind == "gpu" and 2 * stacked_bytes(model) <= ROOM * memory)
+
+
+def stacked_bytes(model: Model) -> float:
+    """What a device has of the decoder's stacked layers."""
+    return shard_bytes(model.abstract["decoder"]["blocks"])
 
 
 class Forward:

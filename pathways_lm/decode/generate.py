@@ -14,7 +14,7 @@ from pathways_lm.compiler import compiler_options
 from pathways_lm.decode.cache import Cache
 from pathways_lm.decode.constrained import Guide
 from pathways_lm.decode.form import Form
-from pathways_lm.decode.forward import Forward, Weights
+from pathways_lm.decode.forward import Forward, Weights, one_by_one
 from pathways_lm.decode.program import Program, State
 from pathways_lm.decode.sampling import History, Sampler
 from pathways_lm.errors import ConfigError
@@ -80,7 +80,7 @@ class Generator:
         self.model = model = model.with_whole_sequences()
         rules = model.rules
         if listed is None:
-            listed = platform(rules.mesh) == "cpu" and rules.parts("stage") == 1
+            listed = one_by_one(model, (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
         default = jnp.float32 if platform(rules.mesh) == "cpu" else model.dtype
         self.forward = Forward(model, jnp.dtype(cache_dtype or default), listed)
         self.form, self.context, self.rows = form, context, rows

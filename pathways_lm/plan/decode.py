@@ -13,18 +13,18 @@ from jax.sharding import reshard
 from pathways_lm.compiler import compiler_options
 from pathways_lm.config import Experiment
 from pathways_lm.decode.cache import Cache
-from pathways_lm.decode.forward import Forward, Weights
+from pathways_lm.decode.forward import Forward, Weights, one_by_one, stacked_bytes
 from pathways_lm.errors import ConfigError
 from pathways_lm.mesh import make_mesh
-from pathways_lm.models.model import Model, Params
+from pathways_lm.models.model import Model
 from pathways_lm.plan.compilers import compiler_name, described_devices, without_a_device
 from pathways_lm.plan.hlo import parse
 from pathways_lm.plan.machine import GIB, Machine
 from pathways_lm.plan.network import Network, places
-from pathways_lm.plan.plan import refusal, shard_bytes
+from pathways_lm.plan.plan import refusal
 from pathways_lm.plan.program_cost import segments
 from pathways_lm.plan.roofline import Roofline, roofline
-from pathways_lm.sharding import check_fit, rules_of, whole_sequences
+from pathways_lm.sharding import check_fit, rules_of, shard_bytes, whole_sequences
 from pathways_lm.train.precision import POLICIES
 
 
@@ -50,6 +50,8 @@ class DecodePlan:
     bandwidth: float
     """Bytes a second of a device's memory."""
     roofline: Roofline
+    gathers: bool = False
+    """Whether ZeRO cuts the parameters, so that every token gathers them."""
 
     @property
     def least_seconds(self) -> float:
@@ -92,10 +94,10 @@ def make_decode_plan(experiment: Experiment, machine: Machine, rows: int, slots:
         )
     dtype = POLICIES[experiment.train.precision].compute
     model = Model(experiment.model, rules, dtype)
-    forward = Forward(model, dtype, listed=False)
+    listed = one_by_one(model, machine.chip.memory_bytes)
+    forward = Forward(model, dtype, listed)
 
-    def step(params: Params, token_B1: Array, at_B1: Array, cache: Cache) -> tuple[Array, Cache]:
-        weights = Weights(params, None)
+    def step(weights: Weights, token_B1: Array, at_B1: Array, cache: Cache) -> tuple[Array, Cache]:
         x_BLD, cache = forward.extend(weights, token_B1, at_B1, cache)
         logits_BLV = reshard(forward.logits(weights, x_BLD), rules("batch", None, None)).astype(jnp.float32)
         return jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32), cache
@@ -107,13 +109,14 @@ def make_decode_plan(experiment: Experiment, machine: Machine, rows: int, slots:
     began = time.perf_counter()
     try:
         jitted = jax.jit(step, donate_argnums=3, out_shardings=(rules("batch", None), placed))
-        lowered = jitted.lower(model.abstract, column, column, cache)
+        lowered = jitted.lower(jax.eval_shape(forward.weights, model.abstract), column, column, cache)
         compiled: Any = lowered.compile({**compiler_options(mesh), **without_a_device(machine)})
     except jax.errors.JaxRuntimeError as error:
         raise refusal(experiment.name, machine, str(error)) from error
     seconds = time.perf_counter() - began
     analysis = compiled.memory_analysis()
     together = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    stack = stacked_bytes(model) if listed else 0.0
     program = segments(parse(compiled.as_text()), dict(mesh.shape))
     return DecodePlan(
         name=experiment.name,
@@ -126,10 +129,11 @@ def make_decode_plan(experiment: Experiment, machine: Machine, rows: int, slots:
         slots=slots,
         parameters=shard_bytes(model.abstract),
         cache=shard_bytes(cache),
-        peak=min(analysis.peak_memory_in_bytes or together, together),
+        peak=min(analysis.peak_memory_in_bytes or together, together) + stack,
         capacity=machine.chip.memory_bytes,
         bandwidth=machine.chip.memory_bandwidth,
         roofline=roofline(program, Network(machine, places(machine, mesh.devices))),
+        gathers=rules.parts("embed") > 1,
     )
 
 
@@ -138,6 +142,7 @@ def in_words(plan: DecodePlan) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"
     cost, milliseconds = plan.roofline, 1e3 * plan.roofline.step_seconds
     work = f"memory {1e3 * cost.memory_seconds:.3g}, exchanges {1e3 * cost.exposed_seconds:.3g}"
+    advice = ["parameters are gathered for every token; --set mesh.zero=0 keeps them whole"] if plan.gathers else []
     return "\n".join(
         [
             f"{plan.name} on {plan.machine}: {plan.num_devices:,} devices, {mesh} ({plan.compiler}, compiled in "
@@ -148,5 +153,6 @@ def in_words(plan: DecodePlan) -> str:
             f"a token             {milliseconds:.3g} ms: products {1e3 * cost.matrix_seconds:.3g}, {work}; at least "
             f"{1e3 * plan.least_seconds:.3g} to read parameters and cache once",
             f"                    {plan.rows / cost.step_seconds:,.0f} tokens/s of all sequences",
+            *advice,
         ]
     )

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from pathways_lm.config import Experiment
 from pathways_lm.data.objectives import abstract_batch, check_lengths
@@ -23,7 +22,7 @@ from pathways_lm.plan.memory import Memory
 from pathways_lm.plan.network import Network, places
 from pathways_lm.plan.program_cost import segments
 from pathways_lm.plan.roofline import Roofline, roofline
-from pathways_lm.sharding import check_fit, rules_of
+from pathways_lm.sharding import check_fit, rules_of, shard_bytes
 from pathways_lm.train.flops import flops_per_token, read_tokens
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.precision import POLICIES
@@ -181,13 +180,6 @@ def _memory(state: TrainState, offload: bool, analysis: Any, machine: Machine) -
     gradients = min(parameters, max(0.0, peak - arguments))
     rest = max(0.0, peak - parameters - optimizer - batch - gradients)
     return Memory(parameters, optimizer, batch, gradients, rest, machine.chip.memory_bytes)
-
-
-def shard_bytes(tree: Any) -> float:
-    """Bytes of one device's part of arrays with shardings."""
-    return float(
-        sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    )
 
 
 def refusal(name: str, machine: Machine, said: str) -> Exception:

@@ -153,6 +153,9 @@ def _plain_bytes(computation: Computation, instruction: Instruction) -> float:
         moved = min(shape.num_bytes for shape in instruction.shapes if shape.num_bytes > 8 or len(shape.dims) > 0)
         return moved * sum(not shape.on_chip for shape in instruction.shapes[:2])
     read = sum(_result_bytes(computation.instructions[name]) for name in instruction.operands)
+    if "__cublas" in instruction.attributes:
+        # What follows is room to work in, of a size that says nothing of its use.
+        return read + instruction.shapes[0].num_bytes
     return read + _result_bytes(instruction)
 
 
@@ -201,6 +204,12 @@ def _behind(computation: Computation, instruction: Instruction) -> Instruction:
     return instruction
 
 
+def _without_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:
+    while instruction.opcode == "bitcast":
+        instruction = computation.instructions[instruction.operands[0]]
+    return instruction
+
+
 def _read_bytes(program: Program, inner: Computation, parameter: Instruction, whole: float) -> float:
     """What a fusion reads of an argument, in fusions within it, too."""
     read = 0.0
@@ -214,8 +223,14 @@ def _read_bytes(program: Program, inner: Computation, parameter: Instruction, wh
         elif user.opcode == "fusion":
             within = program.computations[user.called["calls"]]
             for number, name in enumerate(user.operands):
-                if name == parameter.name and number in within.parameters:
-                    read += _read_bytes(program, within, within.parameters[number], whole)
+                if name != parameter.name or number not in within.parameters:
+                    continue
+                given = within.parameters[number]
+                if _without_bitcasts(within, within.root) is given:
+                    # It only gives the array another shape, and is read as what it gives is.
+                    read += _read_bytes(program, inner, user, whole)
+                else:
+                    read += _read_bytes(program, within, given, whole)
         else:
             return whole
     return min(read, whole)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pathways_lm.config.model import MoEConfig
-from pathways_lm.decode.forward import Forward
+from pathways_lm.decode import forward
+from pathways_lm.decode.forward import Forward, one_by_one
 from pathways_lm.layers.attention import coded, decoded
 from pathways_lm.models.batch import Batch
 
@@ -120,3 +121,14 @@ def check(make, draw, changes, mesh, listed, both_ways=False, dtype="float32", b
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert error <= bound, error
     assert int(cache.used) == LONGEST
+
+
+@pytest.mark.parametrize(
+    ("kind", "times", "listed"), [("cpu", 0.0, True), ("tpu", 100.0, False), ("gpu", 2.0, False), ("gpu", 3.0, True)]
+)
+def test_where_layers_are_taken_apart(make, monkeypatch, kind, times, listed):
+    """Always on CPUs, never on TPUs, and on GPUs that have room for the copy: a quarter is left for other things."""
+    monkeypatch.setattr(forward, "platform", lambda mesh: kind)
+    model = make(**FAMILIES["palm"])
+    layers = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.abstract["decoder"]["blocks"]))
+    assert one_by_one(model, times * layers) == listed

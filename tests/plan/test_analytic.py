@@ -22,8 +22,7 @@ from pathways_lm.plan.analytic.work import work_of
 from pathways_lm.plan.compilers import available
 from pathways_lm.plan.layout import Layout
 from pathways_lm.plan.machine import parse_machine
-from pathways_lm.plan.plan import shard_bytes
-from pathways_lm.sharding import rules_of
+from pathways_lm.sharding import rules_of, shard_bytes
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 from pathways_lm.train.state import abstract_state

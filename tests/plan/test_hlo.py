@@ -258,6 +258,34 @@ def test_a_slice_taken_within_a_fusion_within_a_fusion():
     assert sum(each.memory_bytes for each in segment.arithmetic) == 2 * 8 * 4 + 4
 
 
+RESHAPED = """HloModule reshaped
+
+%shape (flat: f32[16]) -> f32[4,4] {
+  %flat = f32[16]{0} parameter(0)
+  ROOT %square = f32[4,4]{1,0} bitcast(%flat)
+}
+
+%outer (flat.1: f32[16], y: f32[4,4]) -> f32[4,4] {
+  %flat.1 = f32[16]{0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %inner = f32[4,4]{1,0} fusion(%flat.1), kind=kLoop, calls=%shape
+  ROOT %product = f32[4,4]{1,0} dot(%inner, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[16], z: f32[4,4]) -> f32[4,4] {
+  %x = f32[16]{0} parameter(0)
+  %z = f32[4,4]{1,0} parameter(1)
+  ROOT %out = f32[4,4]{1,0} fusion(%x, %z), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_an_array_that_a_fusion_within_a_fusion_gives_another_shape():
+    """It is read for the product all the same: two matrices are read and one is written."""
+    (segment,) = segments(parse(RESHAPED), {"data": 1})
+    assert sum(each.memory_bytes for each in segment.arithmetic) == 3 * 16 * 4
+
+
 IN_PLACE = """HloModule in_place
 
 %begin (a: f32[8]) -> (f32[8], f32[16]) {

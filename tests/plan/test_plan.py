@@ -124,10 +124,14 @@ def test_a_decoding_step_that_is_none(text, words):
 
 
 @needs_compilers
-def test_a_decoding_step(tmp_path):
-    """Memory by counting: parameters in bf16, and keys and values of one head on every device of `tensor`."""
+@pytest.mark.parametrize("zero", [3, 0])
+def test_a_decoding_step(tmp_path, zero):
+    """Memory by counting: parameters in bf16, and keys and values of one head on every device of `tensor`.
+
+    Cut parameters are gathered for every token, and it is said how they are not.
+    """
     config = str(Path("configs/palm/tiny.py").resolve())
-    changes = ("--set=mesh.data=2", "--set=mesh.tensor=2", "--set=train.precision=bf16")
+    changes = ("--set=mesh.data=2", "--set=mesh.tensor=2", "--set=train.precision=bf16", f"--set=mesh.zero={zero}")
     done = plan(config, "--machine", "h100:1x4", "--decode", "8x256", "--out", "plan", *changes, where=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "plan" / "decode.json").read_text())
@@ -138,6 +142,10 @@ def test_a_decoding_step(tmp_path):
     assert told["cache"] + told["parameters"] < told["peak"] < told["capacity"]
     assert told["least_seconds"] <= told["step_seconds"]
     assert "at least" in done.stdout
+    gathered = [each for each in told["roofline"]["traffic"] if each["kind"] == "all-gather" and "data" in each["axes"]]
+    # Nothing is copied out of a stack of layers before it is multiplied with.
+    assert zero == 3 or told["roofline"]["memory_bytes"] < 1.5 * (told["parameters"] + told["cache"])
+    assert told["gathers"] == bool(gathered) == ("--set mesh.zero=0" in done.stdout) == (zero == 3)
 
 
 @needs_compilers
