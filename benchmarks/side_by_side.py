@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import torch
 
-from pathways_lm.cli.memory import TUNABLES
+from pathways_lm.cli.cpu import TUNABLES
 from pathways_lm.config import ModelConfig, OptimizerConfig, TrainConfig
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model

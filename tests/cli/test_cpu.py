@@ -1,0 +1,145 @@
+"""A process that trains on CPUs begins with settings for them, unless it was told otherwise."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pathways_lm.cli import cpu, main
+
+CPU = {"JAX_PLATFORMS": "cpu"}
+
+
+def begun_anew(monkeypatch, environment: dict[str, str], libc: str = "glibc") -> list:
+    calls = []
+    monkeypatch.setattr(cpu.os, "execve", lambda *given: calls.append(given))
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: (libc, "2.36"))
+    cpu.begin_for_cpus(environment)
+    return calls
+
+
+def test_on_cpus_it_begins_anew_with_the_same_command(monkeypatch):
+    [(program, command, environment)] = begun_anew(monkeypatch, {**CPU, "HOME": "/h"})
+    assert (program, command[1:]) == (sys.executable, sys.orig_argv[1:])
+    assert environment == {**CPU, "HOME": "/h", "GLIBC_TUNABLES": cpu.TUNABLES, "XLA_FLAGS": cpu.FUSIONS}
+
+
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "GLIBC_TUNABLES"])
+def test_a_variable_that_is_set_stays(monkeypatch, name):
+    [(_, _, environment)] = begun_anew(monkeypatch, {**CPU, name: ""})
+    assert environment == {**CPU, "GLIBC_TUNABLES": cpu.TUNABLES, "XLA_FLAGS": cpu.FUSIONS, name: ""}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {**CPU, "GLIBC_TUNABLES": "", "XLA_FLAGS": ""},
+        {**CPU, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "XLA_FLAGS": "--xla_dump_to=/tmp/x"},
+        {"JAX_PLATFORMS": "cuda"},
+        {"JAX_PLATFORMS": "tpu,cpu"},
+    ],
+)
+def test_left_alone(monkeypatch, environment):
+    assert not begun_anew(monkeypatch, environment)
+
+
+def test_other_systems_have_their_own_malloc(monkeypatch):
+    [(_, _, environment)] = begun_anew(monkeypatch, CPU, libc="")
+    assert environment == {**CPU, "XLA_FLAGS": cpu.FUSIONS}
+
+
+def test_other_commands_and_calls_from_python_are_left_alone(monkeypatch, capsys):
+    monkeypatch.setattr("pathways_lm.cli.begin_for_cpus", lambda: pytest.fail("began anew"))
+    assert main(["train", "no-such.py"]) == 2
+    monkeypatch.setattr(sys, "argv", ["pathways-lm", "report", "no-such-run"])
+    assert main() == 2
+    assert capsys.readouterr().err
+
+
+def test_process_and_arguments_stay(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from pathways_lm.cli.cpu import begin_for_cpus\n"
+        "begin_for_cpus()\n"
+        "print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), os.environ['XLA_FLAGS'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
+    environment |= CPU
+    started = subprocess.Popen(
+        [sys.executable, str(program), "a b", "--c"], stdout=subprocess.PIPE, env=environment, text=True
+    )
+    out = started.communicate(timeout=60)[0]
+    settings = cpu.TUNABLES if cpu.platform.libc_ver()[0] == "glibc" else None
+    assert out == f"{started.pid} ['a b', '--c'] {settings} {cpu.FUSIONS}\n"
+
+
+STEPS = """
+import json, sys
+import jax, numpy as np
+from pathways_lm import configure
+from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.mesh import make_mesh
+from pathways_lm.models.model import Model
+from pathways_lm.sharding import rules_of
+from pathways_lm.train.optimizer import make_optimizer
+from pathways_lm.train.precision import POLICIES
+from pathways_lm.train.schedule import make_schedule
+from pathways_lm.train.state import initial_state
+from pathways_lm.train.step import compile_step, make_step
+
+changes = ["model.num_layers=2", "model.unroll=2", "model.vocab_size=512"]
+changes += ["data.batch_size=4", "data.sequence_length=32"]
+random = np.random.default_rng(0)
+
+def draw(leaf):
+    values = random.integers(1, 64, leaf.shape) if leaf.dtype == np.int32 else np.ones(leaf.shape)
+    return values.astype(leaf.dtype)
+
+told = {}
+for name, *more in json.loads(sys.argv[1]):
+    experiment = configure.load(f"configs/{name}.py", [*changes, *more])
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    model = Model(experiment.model, rules_of(experiment.mesh, mesh), POLICIES[experiment.train.precision].stored)
+    schedule = make_schedule(experiment.optimizer, experiment.train.num_steps, experiment.tokens_per_step)
+    optimizer = make_optimizer(experiment.optimizer, schedule, model)
+    batch = jax.tree.map(draw, abstract_batch(experiment.data))
+    batch = jax.device_put(batch, model.rules("batch", None))
+    step = compile_step(make_step(model, optimizer, schedule, experiment.train), model, optimizer, batch)
+    state, found = initial_state(model, optimizer, 0), []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    told[name + " ".join(more)] = found
+print(json.dumps(told))
+"""
+
+
+def test_steps_are_the_same_with_the_option():
+    """Losses and norms of gradients of small models of every kind, in processes with and without it."""
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    models = [
+        ["palm/tiny", "train.precision=fp32"],
+        ["palm/tiny", "train.precision=bf16"],
+        ["glam/tiny", "train.precision=fp32"],
+        ["switch/tiny", "train.precision=fp32"],
+        ["megatron/gpt2_tiny", "train.precision=fp32"],
+    ]
+    told = []
+    for flags in (quick, f"{quick} {cpu.FUSIONS}"):
+        done = subprocess.run(
+            [sys.executable, "-c", STEPS, json.dumps(models)],
+            env={**os.environ, **CPU, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    for name, without in told[0].items():
+        bound = 1e-2 if "bf16" in name else 1e-4
+        np.testing.assert_allclose(told[1][name], without, rtol=bound, err_msg=name)
+    assert len(told[0]) == len(models)
