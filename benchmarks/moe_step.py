@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_moe import MoEDecoder, load_moe
-from pathways_lm.cli.cpu import begin_for_cpus
+from pathways_lm.cli.cpu import keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig, MoEConfig
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/moe_step.json"))
     arguments = parser.parse_args()
-    begin_for_cpus()
+    keep_memory()
     rows = [
         measure(dispatch, top_k, precision, (8, 256), arguments.repeats)
         for precision in arguments.precision

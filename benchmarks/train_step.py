@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_decoder import Decoder, load
-from pathways_lm.cli.cpu import begin_for_cpus
+from pathways_lm.cli.cpu import fuse_chains, keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     arguments = parser.parse_args()
-    begin_for_cpus()
+    keep_memory()
     config = ModelConfig(
         num_layers=arguments.layers,
         embed_dim=384,
@@ -57,6 +57,7 @@ def main() -> None:
         vocab_size=8192,
         unroll=arguments.unroll,
     )
+    fuse_chains(config)
     rows = [measure(precision, config, (8, 256), arguments.repeats) for precision in arguments.precision]
     print(f"{rows[0]['parameters']:,} parameters, batch 8 x 256")
     tell(rows, "precision")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pathways_lm import __version__
-from pathways_lm.cli.cpu import begin_for_cpus
+from pathways_lm.cli.cpu import keep_memory
 from pathways_lm.errors import UserError
 
 COMMANDS = {
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 for a plan that does not fit, 2 for bad input, or 128 + the stopping signal."""
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and parsed.command == "train":
-        begin_for_cpus()
+        keep_memory()
     try:
         return importlib.import_module(f"pathways_lm.cli.{parsed.command}").main(parsed)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How a process that trains on CPUs begins: with settings that are read when it starts, and not later.
+"""Settings of a process that trains on CPUs, which are read once: memory when it starts, XLA's when it finds devices.
 
 XLA takes a step's temporary memory from malloc and gives it back at every step. glibc hands so much on to the kernel,
 which clears it page by page when it is taken again: an eighth of a small model's step (decision 20).
@@ -11,8 +11,10 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib.metadata import entry_points
+
+from pathways_lm.config import ModelConfig
 
 TUNABLES = ":".join(
     (
@@ -26,14 +28,19 @@ TUNABLES = ":".join(
 FUSIONS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 
 
-def begin_for_cpus(environment: Mapping[str, str] = os.environ) -> None:
-    """Begins this process anew with these settings, where it is for CPUs. Who has set a variable has chosen."""
-    wanted = {"XLA_FLAGS": FUSIONS}
-    if platform.libc_ver()[0] == "glibc":
-        wanted["GLIBC_TUNABLES"] = TUNABLES
-    missing = {name: value for name, value in wanted.items() if name not in environment}
-    if missing and not _accelerated(environment):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, **missing})
+def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
+    """Begins this process anew with these settings, where it is for CPUs and glibc has been told nothing else."""
+    if "GLIBC_TUNABLES" not in environment and platform.libc_ver()[0] == "glibc" and not _accelerated(environment):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, "GLIBC_TUNABLES": TUNABLES})
+
+
+def fuse_chains(model: ModelConfig, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Asks XLA to, where this process is for CPUs and XLA has been told nothing else. Devices must not be found yet.
+
+    Not for experts: XLA ends the process when it compiles their sorting by this option (JAX 0.10.2).
+    """
+    if "XLA_FLAGS" not in environment and not model.moe.num_experts and not _accelerated(environment):
+        environment["XLA_FLAGS"] = FUSIONS
 
 
 def _accelerated(environment: Mapping[str, str]) -> bool:

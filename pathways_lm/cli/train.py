@@ -15,6 +15,7 @@ from pathways_lm.checkpoint.retention import Keep
 from pathways_lm.checkpoint.run_folder import RunFolder, reading
 from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.begin import Beginning, begin
+from pathways_lm.cli.cpu import fuse_chains
 from pathways_lm.cli.describe import describe_run, mesh_text
 from pathways_lm.cli.devices import prepare_devices
 from pathways_lm.cli.hooks import make_hooks
@@ -73,6 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Trains until the end, or until asked to stop. Returns 0, or 128 + the signal that stopped it."""
     began = time.perf_counter()
     experiment = load(arguments.config, arguments.overrides, arguments.gin_bindings)
+    fuse_chains(experiment.model)
     prepare_devices(arguments, experiment.data.cache_dir)
     join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
     watch_peers()

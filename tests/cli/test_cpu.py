@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pathways_lm.cli import cpu, main
+from pathways_lm.config import ModelConfig, MoEConfig
 
 CPU = {"JAX_PLATFORMS": "cpu"}
 
@@ -17,27 +19,21 @@ def begun_anew(monkeypatch, environment: dict[str, str], libc: str = "glibc") ->
     calls = []
     monkeypatch.setattr(cpu.os, "execve", lambda *given: calls.append(given))
     monkeypatch.setattr(cpu.platform, "libc_ver", lambda: (libc, "2.36"))
-    cpu.begin_for_cpus(environment)
+    cpu.keep_memory(environment)
     return calls
 
 
 def test_on_cpus_it_begins_anew_with_the_same_command(monkeypatch):
     [(program, command, environment)] = begun_anew(monkeypatch, {**CPU, "HOME": "/h"})
     assert (program, command[1:]) == (sys.executable, sys.orig_argv[1:])
-    assert environment == {**CPU, "HOME": "/h", "GLIBC_TUNABLES": cpu.TUNABLES, "XLA_FLAGS": cpu.FUSIONS}
-
-
-@pytest.mark.parametrize("name", ["XLA_FLAGS", "GLIBC_TUNABLES"])
-def test_a_variable_that_is_set_stays(monkeypatch, name):
-    [(_, _, environment)] = begun_anew(monkeypatch, {**CPU, name: ""})
-    assert environment == {**CPU, "GLIBC_TUNABLES": cpu.TUNABLES, "XLA_FLAGS": cpu.FUSIONS, name: ""}
+    assert environment == {**CPU, "HOME": "/h", "GLIBC_TUNABLES": cpu.TUNABLES}
 
 
 @pytest.mark.parametrize(
     "environment",
     [
-        {**CPU, "GLIBC_TUNABLES": "", "XLA_FLAGS": ""},
-        {**CPU, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "XLA_FLAGS": "--xla_dump_to=/tmp/x"},
+        {**CPU, "GLIBC_TUNABLES": ""},
+        {**CPU, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
         {"JAX_PLATFORMS": "cuda"},
         {"JAX_PLATFORMS": "tpu,cpu"},
     ],
@@ -46,13 +42,32 @@ def test_left_alone(monkeypatch, environment):
     assert not begun_anew(monkeypatch, environment)
 
 
-def test_other_systems_have_their_own_malloc(monkeypatch):
-    [(_, _, environment)] = begun_anew(monkeypatch, CPU, libc="")
-    assert environment == {**CPU, "XLA_FLAGS": cpu.FUSIONS}
+def test_other_systems_are_left_alone(monkeypatch):
+    assert not begun_anew(monkeypatch, CPU, libc="")
+
+
+DENSE = ModelConfig(num_layers=2, embed_dim=8, num_heads=1, head_dim=8, mlp_dim=8, vocab_size=260)
+EXPERTS = replace(DENSE, moe=MoEConfig(num_experts=4))
+
+
+@pytest.mark.parametrize(
+    ("model", "environment", "flags"),
+    [
+        (DENSE, CPU, cpu.FUSIONS),
+        (EXPERTS, CPU, None),
+        (DENSE, {**CPU, "XLA_FLAGS": ""}, ""),
+        (DENSE, {**CPU, "XLA_FLAGS": "--xla_dump_to=here"}, "--xla_dump_to=here"),
+        (DENSE, {"JAX_PLATFORMS": "cuda"}, None),
+    ],
+)
+def test_whose_chains_are_fused(model, environment, flags):
+    environment = dict(environment)
+    cpu.fuse_chains(model, environment)
+    assert environment.get("XLA_FLAGS") == flags
 
 
 def test_other_commands_and_calls_from_python_are_left_alone(monkeypatch, capsys):
-    monkeypatch.setattr("pathways_lm.cli.begin_for_cpus", lambda: pytest.fail("began anew"))
+    monkeypatch.setattr("pathways_lm.cli.keep_memory", lambda: pytest.fail("began anew"))
     assert main(["train", "no-such.py"]) == 2
     monkeypatch.setattr(sys, "argv", ["pathways-lm", "report", "no-such-run"])
     assert main() == 2
@@ -63,18 +78,17 @@ def test_process_and_arguments_stay(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from pathways_lm.cli.cpu import begin_for_cpus\n"
-        "begin_for_cpus()\n"
-        "print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), os.environ['XLA_FLAGS'])\n"
+        "from pathways_lm.cli.cpu import keep_memory\n"
+        "keep_memory()\n"
+        "print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
-    environment |= CPU
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | CPU
     started = subprocess.Popen(
         [sys.executable, str(program), "a b", "--c"], stdout=subprocess.PIPE, env=environment, text=True
     )
     out = started.communicate(timeout=60)[0]
     settings = cpu.TUNABLES if cpu.platform.libc_ver()[0] == "glibc" else None
-    assert out == f"{started.pid} ['a b', '--c'] {settings} {cpu.FUSIONS}\n"
+    assert out == f"{started.pid} ['a b', '--c'] {settings}\n"
 
 
 STEPS = """
@@ -119,14 +133,14 @@ print(json.dumps(told))
 
 
 def test_steps_are_the_same_with_the_option():
-    """Losses and norms of gradients of small models of every kind, in processes with and without it."""
+    """Losses and norms of gradients of small models of several kinds, in processes with and without it."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     models = [
         ["palm/tiny", "train.precision=fp32"],
         ["palm/tiny", "train.precision=bf16"],
-        ["glam/tiny", "train.precision=fp32"],
-        ["switch/tiny", "train.precision=fp32"],
         ["megatron/gpt2_tiny", "train.precision=fp32"],
+        ["megatron/bert_tiny", "train.precision=fp32"],
+        ["t5/v1_1_tiny", "train.precision=fp32"],
     ]
     told = []
     for flags in (quick, f"{quick} {cpu.FUSIONS}"):
