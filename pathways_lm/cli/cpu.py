@@ -4,7 +4,7 @@ XLA takes a step's temporary memory from malloc and gives it back at every step.
 which clears it page by page when it is taken again: an eighth of a small model's step (decision 20).
 
 XLA for CPUs writes each of several results of one chain of elementwise operations by a loop of its own, unless told to
-fuse them: a tenth to a sixth of a step (decision 22). A program cannot be compiled with that option, only a process.
+fuse them: a tenth of a step (decision 22). A program cannot be compiled with that option, only a process.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
 def fuse_chains(model: ModelConfig, environment: MutableMapping[str, str] = os.environ) -> None:
     """Asks XLA to, where this process is for CPUs and XLA has been told nothing else. Devices must not be found yet.
 
-    Not for experts: XLA ends the process when it compiles their sorting by this option (JAX 0.10.2).
+    Not for experts: XLA ends the process when it compiles dropless ones with this option (JAX 0.10.2).
     """
     if "XLA_FLAGS" not in environment and not model.moe.num_experts and not _accelerated(environment):
         environment["XLA_FLAGS"] = FUSIONS

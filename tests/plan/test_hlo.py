@@ -354,3 +354,21 @@ def test_an_exchange_given_to_sparse_cores():
     products = [each.flops for each in segment.arithmetic]
     assert (exchange.kind, exchange.axes, exchange.operand_bytes) == ("all-reduce", ("data",), 32)
     assert sum(products[exchange.start : exchange.end]) == 2 * 2 * 4**3 and sum(products) == 3 * 2 * 4**3
+
+
+CUBLAS = """HloModule cublas
+
+ENTRY %main (x: bf16[8,16], w: bf16[16,4]) -> bf16[8,4] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %w = bf16[16,4]{1,0} parameter(1)
+  %made = (bf16[8,4]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm", backend_config={"lhs_contracting_dimensions":["1"]}
+  ROOT %y = bf16[8,4]{1,0} get-tuple-element(%made), index=0
+}
+"""  # noqa: E501
+
+
+def test_room_that_cublas_may_work_in_is_not_written():
+    (segment,) = segments(parse(CUBLAS), {"data": 1})
+    (product,) = [each for each in segment.arithmetic if each.flops]
+    assert product.flops == 2 * 8 * 16 * 4
+    assert product.memory_bytes == 2 * (8 * 16 + 16 * 4 + 8 * 4)

@@ -11,7 +11,7 @@ import pytest
 from pathways_lm import configure
 from pathways_lm.cli import main
 from pathways_lm.config import from_dict, to_dict
-from pathways_lm.mesh import abstract_mesh
+from pathways_lm.mesh import POD, abstract_mesh
 from pathways_lm.plan.analytic.plan import expected_memory, fitting_work
 from pathways_lm.plan.choices import layouts
 from pathways_lm.plan.compilers import available
@@ -144,3 +144,14 @@ def test_a_search_by_compiler(machine, tmp_path):
     assert len(plans) == 1
     assert plans[0]["memory"]["fits"]
     assert found["best"] == found["compiled"][-1]["changes"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "pods"), [("h100:8x8", {1, 8}), ("h100:8", {1}), ("v5e:4x4", {1}), ("v4-64x2", {2})]
+)
+def test_islands_may_be_pods(machine, pods):
+    """Slices of TPUs always are. Parameters whole everywhere are one layout, however islands are called."""
+    found = list(layouts(configure.load("configs/palm/8b.py"), parse_machine(machine)))
+    assert {layout[POD] for layout in found} == pods
+    whole = {layout[POD] for layout in found if layout.zero == 0}
+    assert whole == ({1} if 1 in pods else pods)
