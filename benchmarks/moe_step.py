@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
+from benchmarks.side_by_side import OURS, Steps, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_moe import MoEDecoder, load_moe
 from pathways_lm.cli.cpu import keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig, MoEConfig
@@ -37,7 +37,7 @@ def measure(dispatch: str, top_k: int, precision: str, shape: tuple[int, int], r
     return {"name": name, "dispatch": dispatch, "top_k": top_k, **figures, "parameters": num_params(model)}
 
 
-def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> StepOnce:
+def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> Steps:
     """PyTorch's."""
     model = MoEDecoder(config)
     load_moe(model, params)

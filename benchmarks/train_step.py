@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.side_by_side import OURS, StepOnce, alternate, draw_tokens, our_step, peers, tell, torch_step, write
+from benchmarks.side_by_side import OURS, Steps, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_decoder import Decoder, load
 from pathways_lm.cli.cpu import fuse_chains, keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig
@@ -32,7 +32,7 @@ def measure(precision: str, config: ModelConfig, shape: tuple[int, int], repeats
     return {**figures, "parameters": num_params(model)}
 
 
-def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> StepOnce:
+def their_step(config: ModelConfig, params: dict, precision: str, tokens_BL: np.ndarray) -> Steps:
     """PyTorch's."""
     model = Decoder(config)
     load(model, params)

@@ -36,9 +36,33 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "gpu": {"xla_gpu_dot_merger_threshold_mb": 0},
 }
 
+# Programs that write token by token.
+DECODING: dict[str, dict[str, Any]] = {
+    # Of a layer's many small kernels those run beside the long ones that do not depend on them.
+    "gpu": {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"},
+}
 
-def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any]:
-    """For programs on the mesh's devices; for no device none is compiled."""
+# Models with products in eight bits.
+EIGHT_BITS: dict[str, dict[str, Any]] = {
+    # cuBLAS has faster ones, and to try out Triton's takes minutes.
+    "gpu": {"xla_gpu_enable_triton_gemm": False},
+}
+
+
+def compiler_options(mesh: Mesh | AbstractMesh, matmuls: str = "", decodes: bool = False) -> dict[str, Any]:
+    """For programs on the mesh's devices; for no device none is compiled.
+
+    Args:
+      matmuls: `model.matmuls`.
+      decodes: whether the program writes token by token.
+    """
     if isinstance(mesh, AbstractMesh):
         return {}
-    return ALWAYS.get(platform(mesh), {}) | (OPTIONS[platform(mesh)] if mesh.size > 1 else {})
+    asked = [ALWAYS]
+    if mesh.size > 1:
+        asked.append(OPTIONS)
+    if matmuls:
+        asked.append(EIGHT_BITS)
+    if decodes:
+        asked.append(DECODING)
+    return {name: value for table in asked for name, value in table.get(platform(mesh), {}).items()}

@@ -86,7 +86,7 @@ class Generator:
         self.form, self.context, self.rows = form, context, rows
         self.caches = self.forward.caches
         self.program = Program(self.forward, form)
-        options = compiler_options(rules.mesh)
+        options = compiler_options(rules.mesh, model.config.matmuls, decodes=True)
         self._jit = partial(jax.jit, compiler_options=options)
         placed = self.caches.shardings(form.encoder)
         sizes = ("batch", "slots", "read")
@@ -187,6 +187,9 @@ class Generator:
             allowed = None if guides is None else self._allowed([None if n is None else guides[n] for n in held])
             out = self._steps(weights, state, going, limits, key, allowed, sampler=sampler, steps=STEPS)
             state = out[0]
+            for array in out[1:]:
+                # All at once: each would otherwise be waited for by itself.
+                array.copy_to_host_async()
             tokens_BS, log_probs_BS, left_B, count = (on_host(array) for array in out[1:])
             for row in active:
                 number = held[row]

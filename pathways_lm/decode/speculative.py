@@ -50,7 +50,7 @@ class Speculator:
             self._go_on,
             static_argnames="sampler",
             donate_argnames="states",
-            compiler_options=compiler_options(target.model.rules.mesh),
+            compiler_options=compiler_options(target.model.rules.mesh, decodes=True),
         )
 
     def write(

@@ -23,7 +23,7 @@ class Perplexity:
         self._score = jax.jit(
             lambda params, batch: loss_sums(model, POLICIES[precision], params, batch)[1],
             out_shardings=model.rules(),
-            compiler_options=compiler_options(model.rules.mesh),
+            compiler_options=compiler_options(model.rules.mesh, model.config.matmuls),
         )
 
     def __call__(self, params: Params, batches: Iterable[Batch], num_bytes: int | None) -> dict[str, Any]:

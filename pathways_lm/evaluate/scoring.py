@@ -135,7 +135,7 @@ class Scorer:
         self._score = jax.jit(
             self._log_probs,
             out_shardings=model.rules(),
-            compiler_options=compiler_options(model.rules.mesh),
+            compiler_options=compiler_options(model.rules.mesh, model.config.matmuls),
         )
 
     def __call__(self, params: Params, windows: Sequence[Window]) -> list[Scored]:

@@ -22,8 +22,9 @@ from pathways_lm.sharding import Rules
 SCORES_BYTES = 2**26
 LANES = 128
 """Lengths that kernels take, and the head sizes of TPUs, are multiples of this."""
-CUDNN_HEAD_DIM = 128
-"""The largest that cuDNN takes back through the backward pass, on cards before those of Hopper and on them."""
+CUDNN_HEAD_DIM = {"9.0": 256}
+"""The largest that cuDNN takes through the backward pass, by a card's compute capability; 9.0 is Hopper."""
+CUDNN_HEAD_DIM_ELSEWHERE = 128
 
 
 class Asked(NamedTuple):
@@ -128,9 +129,8 @@ def _not_splash(config: ModelConfig, rules: Rules, platform: str, asked: Asked) 
         return f"it is a kernel of TPUs, and these devices are {platform}"
     if reason := _not_a_kernel(rules, asked):
         return reason
-    kind = "" if isinstance(rules.mesh, AbstractMesh) else rules.mesh.devices.flat[0].device_kind
-    if asked.half and kind in ("TPU v2", "TPU v3"):
-        return f"kernels of a {kind} do not multiply bf16"
+    if asked.half and _of_device(rules, "device_kind") in ("TPU v2", "TPU v3"):
+        return f"kernels of a {_of_device(rules, 'device_kind')} do not multiply bf16"
     if config.head_dim % LANES and config.head_dim != 64:
         return f"model.head_dim={config.head_dim} is neither 64 nor a multiple of {LANES}"
     for length in (asked.queries, asked.keys):
@@ -148,8 +148,9 @@ def _not_cudnn(config: ModelConfig, rules: Rules, platform: str, asked: Asked) -
         return "it multiplies bf16 and fp16 only, and train.precision is fp32"
     if asked.packed:
         return "documents packed into a row would need a mask of length x length"
-    if config.head_dim % 8 or config.head_dim > CUDNN_HEAD_DIM:
-        return f"model.head_dim={config.head_dim} is not a multiple of 8 up to {CUDNN_HEAD_DIM}"
+    largest = CUDNN_HEAD_DIM.get(_of_device(rules, "compute_capability"), CUDNN_HEAD_DIM_ELSEWHERE)
+    if config.head_dim % 8 or config.head_dim > largest:
+        return f"model.head_dim={config.head_dim} is not a multiple of 8 up to {largest}"
     return ""
 
 
@@ -180,6 +181,11 @@ def _not_a_kernel(rules: Rules, asked: Asked) -> str:
     if not asked.gapless:
         return "empty slots are data, and its masks are fixed"
     return ""
+
+
+def _of_device(rules: Rules, attribute: str) -> str:
+    """What the mesh's devices say of themselves; empty where there are none, or they do not."""
+    return "" if isinstance(rules.mesh, AbstractMesh) else getattr(rules.mesh.devices.flat[0], attribute, "")
 
 
 def _size(num_bytes: float) -> str:

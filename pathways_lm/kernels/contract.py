@@ -105,8 +105,12 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | Non
 
 def _on_cpu(x: Array) -> bool:
     """Whether XLA must be told to add in fp32, and has some products of bf16 and not others."""
+    return _platform(x) == "cpu"
+
+
+def _platform(x: Array) -> str:
     device = jax.typeof(x).sharding.mesh.abstract_device
-    return device is None or device.platform == "cpu"
+    return "cpu" if device is None else device.platform
 
 
 def _laid(x: Array, shape: Sequence[int], out: NamedSharding | None) -> Array:
@@ -120,6 +124,9 @@ def _by_rows(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -
     batch = [matrices.size([dim]) for dim in matrices.batch]
     rows, summed, columns = (matrices.size(dims) for dims in (matrices.rows, matrices.summed, matrices.columns))
     by_columns = matrices.right_by_columns
+    if rows == 1 and not batch and _platform(matrices.left) == "gpu":
+        y = _of_one_row(matrices, out, dtype)
+        return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
     left = _laid(matrices.left, (*batch, rows, summed), out)
     right = _laid(matrices.right, (*batch, *((columns, summed) if by_columns else (summed, columns))), out)
     last = len(batch) + 1
@@ -132,6 +139,18 @@ def _by_rows(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -
     y = jax.lax.dot_general(left, right, (summed_over, (lead, lead)), preferred_element_type=dtype)
     y = y[..., :rows, :columns]
     return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
+
+
+def _of_one_row(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
+    """The product of one row on a GPU, [columns]. Nothing but reading takes time there, which XLA's own reductions do
+    at the rate of memory; of a product in fp32 it would first write both operands in fp32."""
+    summed, columns = matrices.size(matrices.summed), matrices.size(matrices.columns)
+    row = _laid(matrices.left, (summed,), out).astype(jnp.float32)
+    if matrices.right_by_columns:
+        right = _laid(matrices.right, (columns, summed), out)
+        return jnp.sum(right.astype(jnp.float32) * row, axis=1).astype(dtype)
+    right = _laid(matrices.right, (summed, columns), out)
+    return jnp.sum(right.astype(jnp.float32) * row[:, None], axis=0).astype(dtype)
 
 
 def _as_they_are(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -> Array:

@@ -2,7 +2,9 @@
 
 Eight bits are SwitchBack's (arXiv:2304.13013, section 2.2): the product and the gradient of its input multiply
 numbers of eight bits, each token and each output of the kernel with a scale of its own, so that the largest has the
-largest code. The kernel's gradient sums over all tokens, where the rounding would add up, and is left as it is.
+largest code. The kernel's gradient sums over all tokens, which rules out scales of their own: in int8, where small
+numbers would be lost beside large ones, it is left as it is. Floats of eight bits keep those, and it multiplies them
+with one scale for all of an array, as Micikevicius et al. do (arXiv:2209.05433, section 3).
 
 qwix makes codes and scales; where they lie, its own products do not say (docs/decisions/0016-eight-bits.md).
 """
@@ -17,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
 from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, terms
+from pathways_lm.mesh import platform
 
 
 class _Codes(NamedTuple):
@@ -27,12 +30,14 @@ class _Codes(NamedTuple):
     sums: jnp.dtype
     calibration: str = "absmax"
     """How qwix takes the scale from the numbers."""
+    all_products: bool = True
+    """Also that of the kernel's gradient."""
 
 
 _CODES = {
     # The largest has code 127 or -127. To qwix it has 127.5, which rounding takes to 127 or -128.
-    "int8": _Codes(jnp.dtype(jnp.int8), jnp.dtype(jnp.int8), jnp.dtype(jnp.int32), f"absmax,{127.5 / 127}"),
-    # As Micikevicius et al. (arXiv:2209.05433, section 3): more range, less precision for gradients.
+    "int8": _Codes(jnp.dtype(jnp.int8), jnp.dtype(jnp.int8), jnp.dtype(jnp.int32), f"absmax,{127.5 / 127}", False),
+    # More range, less precision for gradients.
     "fp8": _Codes(jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2), jnp.dtype(jnp.float32)),
 }
 
@@ -80,7 +85,7 @@ def product(subscripts: str, x: Array, kernel: Array | Turned, out: NamedShardin
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _in_eight_bits(subscripts: str, out: NamedSharding, codes: _Codes, x: Array, kernel: Array) -> Array:
-    return _coded(subscripts, x, kernel, codes, codes.values, out)
+    return _coded(subscripts, x, kernel, codes, (codes.values, codes.values), out)
 
 
 def _forward(
@@ -95,42 +100,62 @@ def _backward(
     x, kernel = operands
     read, weights, result = terms(subscripts)
     back = f"{result},{weights}->{read}"
-    x_gradient = _coded(back, gradient, kernel, codes, codes.gradients, jax.typeof(x).sharding)
-    kernel_gradient = contract(f"{read},{result}->{weights}", x, gradient, cotangent_sharding(kernel), kernel.dtype)
-    return x_gradient, kernel_gradient
+    x_gradient = _coded(back, gradient, kernel, codes, (codes.gradients, codes.values), jax.typeof(x).sharding)
+    summed, placed = f"{read},{result}->{weights}", cotangent_sharding(kernel)
+    if not codes.all_products:
+        return x_gradient, contract(summed, x, gradient, placed, kernel.dtype)
+    types = (codes.values, codes.gradients)
+    return x_gradient, _coded(summed, x, gradient, codes, types, placed, one_scale=True).astype(kernel.dtype)
 
 
 _in_eight_bits.defvjp(_forward, _backward)
 
 
-def _coded(subscripts: str, x: Array, kernel: Array, codes: _Codes, of_x: jnp.dtype, out: NamedSharding) -> Array:
-    """The product in codes, times the scales, in the type of `x`."""
-    read, weights, result = terms(subscripts)
-    x_codes, x_scale = _quantize(x, read, result, of_x, codes.calibration)
-    kernel_codes, kernel_scale = _quantize(kernel, weights, result, codes.values, codes.calibration)
-    # Cut dimensions that are summed over leave sums to be added over devices: scaled and in the type of x before
-    # that, which takes half the exchange.
-    pending = cut_axes(x_codes, read, result) | cut_axes(kernel_codes, weights, result)
+def _coded(
+    subscripts: str,
+    left: Array,
+    right: Array,
+    codes: _Codes,
+    types: tuple[jnp.dtype, jnp.dtype],
+    out: NamedSharding,
+    one_scale: bool = False,
+) -> Array:
+    """The product in codes of these types, times the scales, in the type of `left`.
+
+    Args:
+      one_scale: for each operand, and not one for each of its rows.
+    """
+    first, second, result = terms(subscripts)
+    of_left, of_right = ("", "") if one_scale else (first, second)
+    left_codes, left_scale = _quantize(left, first, of_left, result, types[0], codes.calibration)
+    right_codes, right_scale = _quantize(right, second, of_right, result, types[1], codes.calibration)
+    # Cut dimensions that are summed over leave sums to be added over devices: scaled and in the type of the operands
+    # before that, which takes half the exchange.
+    pending = cut_axes(left_codes, first, result) | cut_axes(right_codes, second, result)
     spec = PartitionSpec(*out.spec.partitions, unreduced=pending)
-    y = jnp.einsum(
-        subscripts, x_codes, kernel_codes, preferred_element_type=codes.sums, out_sharding=out.update(spec=spec)
-    )
+    # Adding is in fp32 anyway on GPUs; written in less, there is less to read for the scales.
+    sums = left.dtype if codes.sums == jnp.float32 and platform(out.mesh) == "gpu" else codes.sums
+    y = jnp.einsum(subscripts, left_codes, right_codes, preferred_element_type=sums, out_sharding=out.update(spec=spec))
     y = y.astype(jnp.float32)
-    for scale in (x_scale, kernel_scale):
+    for scale in (left_scale, right_scale):
         placed = jax.typeof(scale).sharding
         y = y * reshard(scale, placed.update(spec=PartitionSpec(*placed.spec.partitions, reduced=pending)))
-    return reshard(y.astype(x.dtype), out)
+    return reshard(y.astype(left.dtype), out)
 
 
-def _quantize(values: Array, dims: str, result: str, dtype: jnp.dtype, calibration: str) -> tuple[Array, Array]:
-    """Codes in the shape of `values`, and scales, fp32, that broadcast against the result."""
+def _quantize(
+    values: Array, dims: str, scaled: str, result: str, dtype: jnp.dtype, calibration: str
+) -> tuple[Array, Array]:
+    """Codes in the shape of `values`, and scales, fp32, that broadcast against the result: one for each index of those
+    of the `scaled` dimensions that are in it."""
     import qwix
 
     placed = jax.typeof(values).sharding
     # What is `reduced` promises something of gradients, and of codes there are none.
     values = reshard(values, placed.update(spec=PartitionSpec(*placed.spec.partitions)))
-    kept = [place for place, name in enumerate(dims) if name in result]
+    own = [name for name in dims if name in scaled and name in result]
+    kept = [place for place, name in enumerate(dims) if name in own]
     coded = qwix.quantize(values.astype(jnp.float32), dtype, channelwise_axes=kept, calibration_method=calibration)
-    scale = jnp.squeeze(coded.scale, [place for place, name in enumerate(dims) if name not in result])
-    scale = jnp.expand_dims(scale, [place for place, name in enumerate(result) if name not in dims])
+    scale = jnp.squeeze(coded.scale, [place for place, name in enumerate(dims) if name not in own])
+    scale = jnp.expand_dims(scale, [place for place, name in enumerate(result) if name not in own])
     return coded.qvalue, scale

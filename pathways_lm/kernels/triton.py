@@ -10,10 +10,12 @@ from pathways_lm.kernels.cudnn import pairs
 from pathways_lm.kernels.work import Work
 from pathways_lm.sharding import Rules
 
-# Queries and keys that the forward kernel has at a time, up to a head size of 128 and above it: what shared memory
-# holds. The backward kernel has 32 of each.
-BLOCKS = {128: 128, 256: 64}
-BACKWARD = 32
+# Queries, and keys, that the forward kernel has at a time, and what the backward kernel has of either: the fastest of
+# those tried on an H200 (docs/performance.md). Eight groups of threads are too many for blocks of this size.
+FORWARD = (128, 64)
+BACKWARD = 64
+GROUPS = {128: 4, 256: 8}
+"""Of 32 threads each, up to a head size of 128 and above it."""
 
 
 def triton_attention(
@@ -48,14 +50,14 @@ def triton_attention(
         # Its grid is of heads that each have their own keys.
         k, v = (jnp.repeat(each, N // each.shape[2], axis=2) for each in (k, v))
         module = _module()
-        block = BLOCKS[128 if H <= 128 else 256]
-        sizes = module.BlockSizes(block, block, BACKWARD, BACKWARD, BACKWARD, BACKWARD)
+        sizes = module.BlockSizes(*FORWARD, BACKWARD, BACKWARD, BACKWARD, BACKWARD)
         with Work(pairs(T, T, causal, 0), T, T, fused=False).named():
             return module.mha(
                 *(q, k, v, segments),
                 sm_scale=H**-0.5 if scaled else 1.0,
                 causal=causal,
                 block_sizes=sizes,
+                num_warps=GROUPS[128 if H <= 128 else 256],
                 interpret=interpret,
             )
 

@@ -110,7 +110,8 @@ def make_decode_plan(experiment: Experiment, machine: Machine, rows: int, slots:
     try:
         jitted = jax.jit(step, donate_argnums=3, out_shardings=(rules("batch", None), placed))
         lowered = jitted.lower(jax.eval_shape(forward.weights, model.abstract), column, column, cache)
-        compiled: Any = lowered.compile({**compiler_options(mesh), **without_a_device(machine)})
+        options = compiler_options(mesh, model.config.matmuls, decodes=True)
+        compiled: Any = lowered.compile({**options, **without_a_device(machine)})
     except jax.errors.JaxRuntimeError as error:
         raise refusal(experiment.name, machine, str(error)) from error
     seconds = time.perf_counter() - began

@@ -15,6 +15,7 @@ from pathways_lm.kernels.cross_entropy import Projection
 from pathways_lm.kernels.zigzag import cut
 from pathways_lm.layers.dropout import site
 from pathways_lm.layers.moe.losses import RouterSums
+from pathways_lm.mesh import platform
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.model import Model, Params
 from pathways_lm.pipeline.parts import Parts, Score
@@ -68,6 +69,10 @@ def gradient_sums(
 
     def differentiate(part: Batch, key: Array | None) -> tuple[Params, Sums]:
         grads, sums = jax.grad(loss, has_aux=True)(held, part, key)
+        if platform(model.rules.mesh) == "gpu":
+            # Gradients of unrolled layers are put together once. XLA would do that within each kernel that reads them,
+            # where every number asks in turn of which layer it is: at a third of the memory's rate.
+            grads = jax.lax.optimization_barrier(grads)
         return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), sums
 
     if config.microbatches == 1:
@@ -222,4 +227,6 @@ def compile_step(
     rows = model.rules("batch", None)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), example)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), model.rules()))
-    return jitted.lower(state, batch).compile({**compiler_options(model.rules.mesh), **(options or {})})
+    return jitted.lower(state, batch).compile(
+        {**compiler_options(model.rules.mesh, model.config.matmuls), **(options or {})}
+    )

@@ -100,12 +100,14 @@ def test_int8_by_hand(operands, data, tensor):
 def test_fp8_by_hand(operands, data, tensor):
     """Four bits of exponent and three of mantissa for values, five and two for gradients."""
     x, kernel, gradient = operands
-    y, x_gradient, _ = project(data, tensor, "fp8", x, kernel, gradient)
+    y, x_gradient, kernel_gradient = project(data, tensor, "fp8", x, kernel, gradient)
     e4m3, e5m2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
     expected = np.einsum("bld,dnh->blnh", in_fp8(x, (2,), e4m3), in_fp8(kernel, (0,), e4m3))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
     expected = np.einsum("blnh,dnh->bld", in_fp8(gradient, (2, 3), e5m2), in_fp8(kernel, (1, 2), e4m3))
     np.testing.assert_allclose(x_gradient, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    expected = np.einsum("bld,blnh->dnh", in_fp8(x, (0, 1, 2), e4m3), in_fp8(gradient, (0, 1, 2, 3), e5m2))
+    np.testing.assert_allclose(kernel_gradient, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("data", "tensor"), MESHES)
