@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.side_by_side import OURS, Steps, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_moe import MoEDecoder, load_moe
-from pathways_lm.cli.cpu import keep_memory
+from pathways_lm.cli.cpu import fuse_chains, keep_memory
 from pathways_lm.config import MeshConfig, ModelConfig, MoEConfig
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/moe_step.json"))
     arguments = parser.parse_args()
     keep_memory()
+    fuse_chains()
     rows = [
         measure(dispatch, top_k, precision, (8, 256), arguments.repeats)
         for precision in arguments.precision

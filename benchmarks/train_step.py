@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     arguments = parser.parse_args()
     keep_memory()
+    fuse_chains()
     config = ModelConfig(
         num_layers=arguments.layers,
         embed_dim=384,
@@ -57,7 +58,6 @@ def main() -> None:
         vocab_size=8192,
         unroll=arguments.unroll,
     )
-    fuse_chains(config)
     rows = [measure(precision, config, (8, 256), arguments.repeats) for precision in arguments.precision]
     print(f"{rows[0]['parameters']:,} parameters, batch 8 x 256")
     tell(rows, "precision")

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from importlib.metadata import entry_points
 
-from pathways_lm.config import ModelConfig
-
 TUNABLES = ":".join(
     (
         # One heap, as only the first can grow without bounds, from which everything comes and nothing is given back.
@@ -34,12 +32,9 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, "GLIBC_TUNABLES": TUNABLES})
 
 
-def fuse_chains(model: ModelConfig, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Asks XLA to, where this process is for CPUs and XLA has been told nothing else. Devices must not be found yet.
-
-    Not for experts: XLA ends the process when it compiles dropless ones with this option (JAX 0.10.2).
-    """
-    if "XLA_FLAGS" not in environment and not model.moe.num_experts and not _accelerated(environment):
+def fuse_chains(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Asks XLA to, where this process is for CPUs and XLA has been told nothing else. Devices must not be found yet."""
+    if "XLA_FLAGS" not in environment and not _accelerated(environment):
         environment["XLA_FLAGS"] = FUSIONS
 
 

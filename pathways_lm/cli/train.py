@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Trains until the end, or until asked to stop. Returns 0, or 128 + the signal that stopped it."""
     began = time.perf_counter()
     experiment = load(arguments.config, arguments.overrides, arguments.gin_bindings)
-    fuse_chains(experiment.model)
+    fuse_chains()
     prepare_devices(arguments, experiment.data.cache_dir)
     join_processes(arguments.coordinator, arguments.num_processes, arguments.process_id)
     watch_peers()

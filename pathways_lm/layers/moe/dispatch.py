@@ -190,7 +190,9 @@ def dropless(
         expert_of = jnp.where(served, own, E).reshape(G * S * K)
         order = jnp.argsort(expert_of, stable=True)
         sizes_E = jnp.sum(expert_of[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
-        rows = x_GSD.reshape(G * S, -1)[order // K]
+        back = jnp.argsort(order)
+        each = jnp.broadcast_to(x_GSD[:, :, None], (G, S, K, x_GSD.shape[-1]))
+        rows = _permuted(each.reshape(G * S * K, -1), order, back)
 
         def product(left: Array, kernels: Array) -> Array:
             # What devices see differs along axes of the mesh, which the loop on CPUs does not tell of its results.
@@ -199,17 +201,32 @@ def dropless(
             return ragged_product(left, kernels, sizes_E)
 
         gate = None if experts.gate_EDF is None else product(rows, experts.gate_EDF)
-        keep_rows = None if keep_GSKF is None else keep_GSKF.reshape(G * S * K, -1)[order]
-        gates = jnp.where(served, routing.gates_GSK, 0).reshape(G * S * K)[order]
+        keep_rows = None if keep_GSKF is None else _permuted(keep_GSKF.reshape(G * S * K, -1), order, back)
         hidden = body.hidden(product(rows, experts.up_EDF), gate, keep_rows)
-        y = product(hidden, experts.down_EFD) * gates[:, None].astype(rows.dtype)
-        y_GSD = jnp.zeros((G * S, y.shape[-1]), y.dtype).at[order // K].add(y).reshape(G, S, -1)
+        y_GSKD = _permuted(product(hidden, experts.down_EFD), back, order).reshape(G, S, K, -1)
+        gates_GSK = jnp.where(served, routing.gates_GSK, 0).astype(y_GSKD.dtype)
+        y_GSD = jnp.einsum("gsk,gskd->gsd", gates_GSK, y_GSKD)
         for axis in axes:
             y_GSD = jax.lax.psum_scatter(y_GSD, axis, scatter_dimension=0, tiled=True)
         return jax.lax.psum(y_GSD, cut_hidden) if cut_hidden else y_GSD
 
     tokens = rules("batch", "length", None)
     return _on_each_device(local, rules, tokens, tokens, keep_cut)(x_BLD, routing, experts, keep)
+
+
+@jax.custom_vjp
+def _permuted(rows: Array, to: Array, back: Array) -> Array:
+    """Row `to[i]` in place i; `back` is the way back, by which gradients go, without adding any."""
+    del back
+    return rows.at[to].get(mode="promise_in_bounds", wrap_negative_indices=False, unique_indices=True)
+
+
+def _permuted_backward(ways: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    to, back = ways
+    return _permuted(gradient, back, to), None, None
+
+
+_permuted.defvjp(lambda rows, to, back: (_permuted(rows, to, back), (to, back)), _permuted_backward)
 
 
 DISPATCHES: Mapping[str, Dispatch] = {"einsum": by_einsum, "all_to_all": by_all_to_all, "dropless": dropless}
