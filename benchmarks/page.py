@@ -27,6 +27,8 @@ def measured(figures: Figures) -> str:
     """When, where and with what."""
     machine, versions = figures.get("machine"), figures.get("versions", {})
     parts = [figures["date"]] if "date" in figures else ["date not noted"]
+    if "device" in figures:
+        parts.append(figures["device"])
     if isinstance(machine, dict):
         parts.append(f"{machine['cores']} cores of {machine['processor']}")
         if "load_average" in machine:
@@ -121,9 +123,39 @@ def checkpoint(figures: Figures) -> str:
     return f"{told}\n\n{table(('', 'save', '', 'restore', ''), rows)}"
 
 
-SECTIONS: dict[str, Callable[[Figures], str]] = {
-    each.__name__: each for each in (train_step, moe_step, decode, compile_time, startup, host_overhead, checkpoint)
-}
+def gpu_train(figures: Figures) -> str:
+    rows = []
+    for row in figures["rows"]:
+        seconds, shares = (
+            [row[what][side] for side in ("pathways_lm", "pytorch")] for what in ("median_seconds", "mfu")
+        )
+        both = [f"{took * 1e3:.0f} ms, {used:.1%}" for took, used in zip(seconds, shares, strict=True)]
+        memory = [f"{row[what] / 2**30:.2f} GiB" for what in ("planned_bytes", "peak_bytes")]
+        rows.append([row["name"], f"{row['length']:,}", *both, f"**{row['ratio']:.2f}×**", *memory])
+    heads = "model", "length", "pathways_lm, MFU", "PyTorch compiled, MFU", "ratio", "memory planned", "measured"
+    return table(heads, rows)
+
+
+def gpu_fp8(figures: Figures) -> str:
+    rows = []
+    for row in figures["rows"]:
+        seconds = [f"{row['seconds'][precision] * 1e3:.1f} ms" for precision in ("bf16", "fp8")]
+        rows.append([row["name"], *seconds, f"**{row['ratio']:.2f}×**"])
+    return table(("model", "bf16", "fp8", "ratio"), rows)
+
+
+def gpu_decode(figures: Figures) -> str:
+    rows = []
+    for row in figures["rows"]:
+        took = f"{row['seconds'] * 1e3:.2f} ms"
+        rows.append(
+            [row["name"], f"{row['rows']}", took, f"{row['rows'] / row['seconds']:,.0f}", f"{row['of_bound']:.1%}"]
+        )
+    return table(("model", "rows", "a token of each", "tokens/s", "of what memory allows"), rows)
+
+
+_PAGE = (train_step, moe_step, decode, compile_time, startup, host_overhead, checkpoint, gpu_train, gpu_fp8, gpu_decode)
+SECTIONS: dict[str, Callable[[Figures], str]] = {each.__name__: each for each in _PAGE}
 
 
 def fill(page: str, name: str, text: str) -> str:

@@ -18,8 +18,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
-from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, terms
-from pathways_lm.mesh import platform
+from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, platform_of, terms
 
 
 class _Codes(NamedTuple):
@@ -134,7 +133,7 @@ def _coded(
     pending = cut_axes(left_codes, first, result) | cut_axes(right_codes, second, result)
     spec = PartitionSpec(*out.spec.partitions, unreduced=pending)
     # Adding is in fp32 anyway on GPUs; written in less, there is less to read for the scales.
-    sums = left.dtype if codes.sums == jnp.float32 and platform(out.mesh) == "gpu" else codes.sums
+    sums = left.dtype if codes.sums == jnp.float32 and platform_of(left) == "gpu" else codes.sums
     y = jnp.einsum(subscripts, left_codes, right_codes, preferred_element_type=sums, out_sharding=out.update(spec=spec))
     y = y.astype(jnp.float32)
     for scale in (left_scale, right_scale):

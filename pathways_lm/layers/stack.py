@@ -10,6 +10,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
+from pathways_lm.kernels.contract import platform_of
 from pathways_lm.sharding import Rules
 
 LAYER_INPUT = "layer_input"
@@ -129,8 +130,7 @@ def _taken_apart(stack: Array) -> list[Array]:
 
 def _taken_apart_backward(_: None, parts: list[Array]) -> tuple[Array]:
     placed = jax.typeof(parts[0]).sharding
-    device = placed.mesh.abstract_device
-    if device is None or device.platform != "gpu" or placed.spec.unreduced:
+    if platform_of(parts[0]) != "gpu" or placed.spec.unreduced:
         return (jnp.stack(parts),)
     # XLA for GPUs lets each product write its layer's gradient into the stack. To put them together later, it has a
     # kernel in which every number asks in turn of which layer it is, at a fifth of the memory's rate.

@@ -132,3 +132,20 @@ def test_kernels_do_not_multiply_bf16_on_old_tpus(kind, half, name):
     device = SimpleNamespace(device_kind=f"TPU {kind}")
     rules = replace(on(), mesh=SimpleNamespace(devices=np.array([device]), axis_names=AXES, shape=on().mesh.shape))
     assert choose(CONFIG, rules, SHORT._replace(half=half), platform="tpu").name == name
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "name"),
+    [
+        ("8.0", 128, "cudnn"),
+        ("8.0", 256, "triton"),
+        ("9.0", 256, "cudnn"),
+        ("9.0", 264, "plain"),
+        ("10.0", 256, "triton"),
+    ],
+)
+def test_head_sizes_of_cudnn(capability, head_dim, name):
+    """Its release notes: 256 forward and backward on Hopper, elsewhere 128."""
+    device = SimpleNamespace(device_kind="NVIDIA", compute_capability=capability)
+    rules = replace(on(), mesh=SimpleNamespace(devices=np.array([device]), axis_names=AXES, shape=on().mesh.shape))
+    assert choose(replace(CONFIG, head_dim=head_dim), rules, SHORT, platform="gpu").name == name

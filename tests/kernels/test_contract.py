@@ -1,5 +1,6 @@
 """Products of two arrays and both gradients against numpy, on one device and on meshes, in fp32 and in bf16."""
 
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -133,3 +134,37 @@ def test_what_a_platform_is_asked_for(platform, asked):
     traced = jax.make_jaxpr(lambda x: contract("bd,df->bf", x, x, placed))(x)
     assert traced.out_avals[0].dtype == jnp.bfloat16
     assert f"preferred_element_type={asked.dtype.name}" in str(traced)
+
+
+@pytest.mark.parametrize("subscripts", ["bld,dnh->blnh", "bld,nhd->blnh", "bld,vd->blv"])
+def test_one_row_on_a_gpu(monkeypatch, subscripts):
+    """By a sum over products, rounded once; gradients as of any other product."""
+    monkeypatch.setattr(sys.modules[contract.__module__], "platform_of", lambda x: "gpu")
+    left, right, _ = subscripts.replace("->", ",").split(",")
+    sizes = {"b": 1, "l": 1, "d": 96, "n": 4, "h": 8, "v": 40}
+    random = np.random.default_rng(0)
+    x, kernel = (random.normal(size=[sizes[dim] for dim in dims]).astype(ml_dtypes.bfloat16) for dims in (left, right))
+    out = make_rules("palm_2d", make_mesh(MeshConfig(data=1)))(*(None for _ in subscripts.partition("->")[2]))
+    wide = x.astype(np.float64), kernel.astype(np.float64)
+    expected = np.einsum(subscripts, *wide)
+
+    def product(x, kernel):
+        return contract(subscripts, x, kernel, out, jnp.float32)
+
+    placed = [
+        jax.device_put(each, NamedSharding(out.mesh, PartitionSpec(*(None for _ in each.shape))))
+        for each in (x, kernel)
+    ]
+    assert "dot_general" not in jax.jit(product).lower(*placed).as_text()
+    np.testing.assert_allclose(jax.jit(product)(*placed), expected, rtol=1e-5, atol=1e-5)
+    rounded = jax.jit(lambda x, kernel: contract(subscripts, x, kernel, out))(*placed)
+    np.testing.assert_array_equal(np.asarray(rounded), np.asarray(jax.jit(product)(*placed)).astype(ml_dtypes.bfloat16))
+    of_x, of_kernel = jax.jit(jax.grad(lambda x, kernel: product(x, kernel).sum(), (0, 1)))(*placed)
+    ones = np.ones_like(expected)
+    result = subscripts.partition("->")[2]
+    np.testing.assert_allclose(
+        of_x.astype(float), np.einsum(f"{result},{right}->{left}", ones, wide[1]), rtol=1e-2, atol=1e-2
+    )
+    np.testing.assert_allclose(
+        of_kernel.astype(float), np.einsum(f"{left},{result}->{right}", wide[0], ones), rtol=1e-2
+    )

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from pathways_lm.config import MeshConfig
+from pathways_lm.layers import stack as stack_module
 from pathways_lm.layers.stack import Stack
 from pathways_lm.mesh import make_mesh
 from pathways_lm.sharding import make_rules
@@ -45,3 +46,25 @@ def test_equals_a_loop(remat, unroll):
     expected, expected_sums = loop(weights, x, shared, own)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     np.testing.assert_allclose(sums, expected_sums, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=2, tensor=4)], ids=["one", "eight"])
+def test_gradients_written_into_the_stack(monkeypatch, mesh):
+    """As GPUs do: the same numbers, in the same places, as those put together afterwards."""
+    rules = make_rules("palm_2d", make_mesh(mesh))
+    stack = jax.device_put(
+        np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32), rules(None, "embed", None)
+    )
+
+    def weighed(stack):
+        return sum(number * (part**2).sum() for number, part in enumerate(stack_module._taken_apart(stack), 1))
+
+    expected = 2 * np.asarray(stack) * np.array([1, 2, 3])[:, None, None]
+    for there in (False, True):
+        monkeypatch.setattr(stack_module, "platform_of", lambda x, there=there: "gpu" if there else "cpu")
+        # Traced anew each time.
+        gradient = jax.jit(jax.grad(lambda stack: weighed(stack)))
+        assert ("dynamic_update_slice" in gradient.lower(stack).as_text()) == there
+        found = gradient(stack)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert jax.typeof(found).sharding.spec == jax.typeof(stack).sharding.spec
