@@ -1,5 +1,6 @@
 """Attention as a kernel of NVIDIA GPUs, written in Triton: that of JAX's Pallas, which takes packed documents."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -68,6 +69,9 @@ def triton_attention(
 
 def _module() -> Any:
     # Pallas takes most of a second to import, which only programs of GPUs need.
-    from jax.experimental.pallas.ops.gpu import attention
+    with warnings.catch_warnings():
+        # From JAX 0.12 on it says that it has moved to tokamax, a package of its own. It is there all the same.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention
 
     return attention

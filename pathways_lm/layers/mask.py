@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec, reshard
 
 
 class Places(NamedTuple):
@@ -24,17 +23,11 @@ def in_order(length: int, segments_BL: Array | None = None, prefix_BL: Array | N
     index_1L = jnp.arange(length, dtype=jnp.int32)[None]
     if segments_BL is None:
         return Places(index_1L, None, prefix_BL)
-    placed, whole_BL = jax.typeof(segments_BL).sharding, segments_BL
-    rows, length_cut = placed.spec.partitions
-    if length_cut:
-        # From JAX 0.12 on, parts of it are not joined.
-        whole_BL = reshard(segments_BL, placed.update(spec=PartitionSpec(rows, None)))
-    # True, and lying as the segments do: a constant would not, and is not joined with what does.
-    first_B1 = whole_BL[:, :1] == whole_BL[:, :1]
-    begins_BL = jnp.concatenate([first_B1, whole_BL[:, 1:] != whole_BL[:, :-1]], axis=1)
-    start_BL = jax.lax.cummax(jnp.where(begins_BL, index_1L, 0), axis=1)
-    positions_BL = index_1L - start_BL
-    return Places(reshard(positions_BL, placed) if length_cut else positions_BL, segments_BL, prefix_BL)
+    # Padded, not joined with a column of its own: from JAX 0.12 on that column does not lie as the others where there
+    # is one row.
+    before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start_BL = jax.lax.cummax(jnp.where(segments_BL != before_BL, index_1L, 0), axis=1)
+    return Places(index_1L - start_BL, segments_BL, prefix_BL)
 
 
 def visible(queries: Places, keys: Places, causal: bool, window: int = 0) -> Array:
