@@ -135,7 +135,11 @@ def train(small: bool, repeats: int) -> Rows:
 def experts(small: bool, repeats: int) -> Rows:
     dense = None
     for name, top_k in (("dense", 0), ("top-1", 1), ("top-2", 2)):
-        moe = MoEConfig(num_experts=64, top_k=top_k, every=2, dispatch="all_to_all") if top_k else MoEConfig()
+        moe = MoEConfig()
+        if top_k:
+            # Places for every choice and a quarter more.
+            places = 1.25 * top_k
+            moe = MoEConfig(num_experts=64, top_k=top_k, every=2, dispatch="all_to_all", capacity_factor=places)
         model = build(EXPERTS, small, moe=moe)
         tokens_BL = tokens_of(model, 2048, small, EXPERTS_TOKENS)
         seconds = of_a_step(model, tokens_BL, repeats)

@@ -124,6 +124,11 @@ def platform(mesh: Mesh | AbstractMesh) -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def of_devices(mesh: Mesh | AbstractMesh, attribute: str) -> str:
+    """What the mesh's devices say of themselves; empty where there are none, or they do not."""
+    return "" if isinstance(mesh, AbstractMesh) else getattr(mesh.devices.flat[0], attribute, "")
+
+
 def join_pathways(environment: Mapping[str, str] = os.environ) -> None:
     """Where this process drives a whole Pathways cluster, registers its devices, before any is touched.
 

@@ -46,11 +46,12 @@ class Speculator:
         if target.form != draft.form:
             raise ConfigError("the draft model has another vocabulary, or reads prompts in another form")
         self.models, self.ahead = Pair(target, draft), ahead
+        eight_bits = target.model.config.matmuls or draft.model.config.matmuls
         self._rounds = jax.jit(
             self._go_on,
             static_argnames="sampler",
             donate_argnames="states",
-            compiler_options=compiler_options(target.model.rules.mesh, decodes=True),
+            compiler_options=compiler_options(target.model.rules.mesh, eight_bits, decodes=True),
         )
 
     def write(

@@ -10,10 +10,9 @@ triton    another one, which takes packed documents (`kernels.triton`)
 import math
 from typing import NamedTuple
 
-from jax.sharding import AbstractMesh
-
 from pathways_lm.config import ModelConfig
 from pathways_lm.errors import ConfigError
+from pathways_lm.mesh import of_devices
 from pathways_lm.mesh import platform as platform_of
 from pathways_lm.sharding import Rules
 
@@ -129,8 +128,8 @@ def _not_splash(config: ModelConfig, rules: Rules, platform: str, asked: Asked) 
         return f"it is a kernel of TPUs, and these devices are {platform}"
     if reason := _not_a_kernel(rules, asked):
         return reason
-    if asked.half and _of_device(rules, "device_kind") in ("TPU v2", "TPU v3"):
-        return f"kernels of a {_of_device(rules, 'device_kind')} do not multiply bf16"
+    if asked.half and of_devices(rules.mesh, "device_kind") in ("TPU v2", "TPU v3"):
+        return f"kernels of a {of_devices(rules.mesh, 'device_kind')} do not multiply bf16"
     if config.head_dim % LANES and config.head_dim != 64:
         return f"model.head_dim={config.head_dim} is neither 64 nor a multiple of {LANES}"
     for length in (asked.queries, asked.keys):
@@ -148,7 +147,7 @@ def _not_cudnn(config: ModelConfig, rules: Rules, platform: str, asked: Asked) -
         return "it multiplies bf16 and fp16 only, and train.precision is fp32"
     if asked.packed:
         return "documents packed into a row would need a mask of length x length"
-    largest = CUDNN_HEAD_DIM.get(_of_device(rules, "compute_capability"), CUDNN_HEAD_DIM_ELSEWHERE)
+    largest = CUDNN_HEAD_DIM.get(of_devices(rules.mesh, "compute_capability"), CUDNN_HEAD_DIM_ELSEWHERE)
     if config.head_dim % 8 or config.head_dim > largest:
         return f"model.head_dim={config.head_dim} is not a multiple of 8 up to {largest}"
     return ""
@@ -181,11 +180,6 @@ def _not_a_kernel(rules: Rules, asked: Asked) -> str:
     if not asked.gapless:
         return "empty slots are data, and its masks are fixed"
     return ""
-
-
-def _of_device(rules: Rules, attribute: str) -> str:
-    """What the mesh's devices say of themselves; empty where there are none, or they do not."""
-    return "" if isinstance(rules.mesh, AbstractMesh) else getattr(rules.mesh.devices.flat[0], attribute, "")
 
 
 def _size(num_bytes: float) -> str:

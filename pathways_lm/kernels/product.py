@@ -132,8 +132,9 @@ def _coded(
     # before that, which takes half the exchange.
     pending = cut_axes(left_codes, first, result) | cut_axes(right_codes, second, result)
     spec = PartitionSpec(*out.spec.partitions, unreduced=pending)
-    # Adding is in fp32 anyway on GPUs; written in less, there is less to read for the scales.
-    sums = left.dtype if codes.sums == jnp.float32 and platform_of(left) == "gpu" else codes.sums
+    # GPUs add before they write: written in bf16, there is less to read for the scales. fp16 has not the range.
+    narrow = codes.sums == jnp.float32 and left.dtype == jnp.bfloat16 and platform_of(left) == "gpu"
+    sums = left.dtype if narrow else codes.sums
     y = jnp.einsum(subscripts, left_codes, right_codes, preferred_element_type=sums, out_sharding=out.update(spec=spec))
     y = y.astype(jnp.float32)
     for scale in (left_scale, right_scale):

@@ -1,7 +1,7 @@
 """Attention as a kernel of NVIDIA GPUs, written in Triton: that of JAX's Pallas, which takes packed documents."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,26 @@ from jax import Array
 
 from pathways_lm.kernels.cudnn import pairs
 from pathways_lm.kernels.work import Work
+from pathways_lm.mesh import of_devices
 from pathways_lm.sharding import Rules
 
-# Queries, and keys, that the forward kernel has at a time, and what the backward kernel has of either: the fastest of
-# those tried on an H200 (docs/performance.md). Eight groups of threads are too many for blocks of this size.
-FORWARD = (128, 64)
-BACKWARD = 64
-GROUPS = {128: 4, 256: 8}
-"""Of 32 threads each, up to a head size of 128 and above it."""
+
+class _Blocks(NamedTuple):
+    """What the kernels have at a time."""
+
+    queries: int
+    keys: int
+    backward: int
+    """Of queries and of keys."""
+    num_warps: int | None = None
+    """None is what the kernels take by themselves."""
+
+
+def _blocks(head_dim: int, itemsize: int, capability: str) -> _Blocks:
+    """What shared memory holds; on Hopper and in 16 bits, what was fast on an H200 (docs/decisions/0023)."""
+    if capability == "9.0" and itemsize == 2:
+        return _Blocks(128, 64, 64, 4 if head_dim <= 128 else 8)
+    return _Blocks(128, 128, 32) if head_dim <= 128 else _Blocks(64, 64, 32)
 
 
 def triton_attention(
@@ -51,14 +63,15 @@ def triton_attention(
         # Its grid is of heads that each have their own keys.
         k, v = (jnp.repeat(each, N // each.shape[2], axis=2) for each in (k, v))
         module = _module()
-        sizes = module.BlockSizes(*FORWARD, BACKWARD, BACKWARD, BACKWARD, BACKWARD)
+        blocks = _blocks(H, q.dtype.itemsize, of_devices(rules.mesh, "compute_capability"))
+        sizes = module.BlockSizes(blocks.queries, blocks.keys, *(4 * [blocks.backward]))
         with Work(pairs(T, T, causal, 0), T, T, fused=False).named():
             return module.mha(
                 *(q, k, v, segments),
                 sm_scale=H**-0.5 if scaled else 1.0,
                 causal=causal,
                 block_sizes=sizes,
-                num_warps=GROUPS[128 if H <= 128 else 256],
+                num_warps=blocks.num_warps,
                 interpret=interpret,
             )
 

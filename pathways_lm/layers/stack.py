@@ -130,10 +130,10 @@ def _taken_apart(stack: Array) -> list[Array]:
 
 def _taken_apart_backward(_: None, parts: list[Array]) -> tuple[Array]:
     placed = jax.typeof(parts[0]).sharding
-    if platform_of(parts[0]) != "gpu" or placed.spec.unreduced:
+    if platform_of(parts[0]) != "gpu" or placed.mesh.size > 1:
         return (jnp.stack(parts),)
-    # XLA for GPUs lets each product write its layer's gradient into the stack. To put them together later, it has a
-    # kernel in which every number asks in turn of which layer it is, at a fifth of the memory's rate.
+    # Each is copied into its place, beside other work. To put them together at the end, XLA for GPUs has a kernel in
+    # which every number asks in turn of which layer it is, at a fifth of the memory's rate.
     whole = placed.update(spec=PartitionSpec(None, *placed.spec.partitions))
     stack = reshard(jnp.zeros((len(parts), *parts[0].shape), parts[0].dtype), whole)
     for number, part in enumerate(parts):

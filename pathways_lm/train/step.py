@@ -70,7 +70,7 @@ def gradient_sums(
     def differentiate(part: Batch, key: Array | None) -> tuple[Params, Sums]:
         grads, sums = jax.grad(loss, has_aux=True)(held, part, key)
         if platform(model.rules.mesh) == "gpu":
-            # Gradients of unrolled layers are put together once. XLA would do that within each kernel that reads them,
+            # Gradients of unrolled layers are put together here. XLA would do that within each kernel that reads them,
             # where every number asks in turn of which layer it is: at a third of the memory's rate.
             grads = jax.lax.optimization_barrier(grads)
         return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), sums

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import MeshConfig
-from pathways_lm.kernels import splash
+from pathways_lm.kernels import splash, triton
 from pathways_lm.kernels.attention import spread
 from pathways_lm.kernels.triton import triton_attention
 from pathways_lm.mesh import make_mesh
@@ -93,3 +93,18 @@ def test_blocks_that_are_visited(causal, window):
 
 def test_a_block_divides_the_length():
     assert [splash.block_of(length) for length in (128, 384, 640, 768, 2048)] == [128, 384, 128, 384, 512]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "itemsize", "capability", "blocks"),
+    [
+        (128, 2, "9.0", (128, 64, 64, 4)),
+        (256, 2, "9.0", (128, 64, 64, 8)),
+        (256, 4, "9.0", (64, 64, 32, None)),
+        (128, 2, "8.0", (128, 128, 32, None)),
+        (256, 2, "8.0", (64, 64, 32, None)),
+    ],
+)
+def test_blocks_of_triton(head_dim, itemsize, capability, blocks):
+    """Larger ones only where they were tried: other cards have less shared memory, and fp32 takes twice as much."""
+    assert triton._blocks(head_dim, itemsize, capability) == blocks

@@ -146,6 +146,30 @@ def test_nothing_finite_comes_of_what_is_not(operands):
         assert not np.isfinite(x_gradient[1, 0]).any() and np.isfinite(x_gradient[1, 1]).all()
 
 
+@pytest.mark.parametrize(("dtype", "written"), [("bfloat16", "bf16"), ("float16", "f32")])
+def test_sums_of_fp8_on_a_gpu(monkeypatch, operands, dtype, written):
+    """Written in bf16. In fp16, whose largest number is 65,504, 448 x 448 would be infinite."""
+    monkeypatch.setattr(sys.modules[product.__module__], "platform_of", lambda x: "gpu")
+    x, kernel, gradient = (array.astype(dtype) for array in operands)
+    rules = rules_on(1, 1)
+    out = rules("batch", "length", None, None)
+
+    def multiply(x, kernel, gradient):
+        y, back = jax.vjp(lambda x, kernel: product("bld,dnh->blnh", x, kernel, out, "fp8"), x, kernel)
+        return y, *back(gradient)
+
+    cuts = rules("batch", "length", None), rules(None, None, None), out
+    placed = [jax.device_put(each, cut) for each, cut in zip((x, kernel, gradient), cuts, strict=True)]
+    told = [line for line in jax.jit(multiply).lower(*placed).as_text().splitlines() if "dot_general" in line]
+    assert len(told) == 3
+    assert all(line.rstrip().endswith(f"x{written}>") for line in told)
+    found = jax.jit(multiply)(*placed)
+    wide = [array.astype(np.float64) for array in (x, kernel, gradient)]
+    expected = np.einsum("bld,dnh->blnh", *wide[:2])
+    assert np.abs(found[0].astype(float) - expected).max() < 0.1 * np.abs(expected).max()
+    assert all(np.isfinite(each.astype(float)).all() for each in found)
+
+
 LEARNING = OptimizerConfig(name="adamw", schedule="cosine", learning_rate=1e-2, hold_steps=5)
 END = 6
 

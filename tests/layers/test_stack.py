@@ -50,7 +50,7 @@ def test_equals_a_loop(remat, unroll):
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=2, tensor=4)], ids=["one", "eight"])
 def test_gradients_written_into_the_stack(monkeypatch, mesh):
-    """As GPUs do: the same numbers, in the same places, as those put together afterwards."""
+    """As one GPU does: the same numbers, in the same places, as those put together afterwards."""
     rules = make_rules("palm_2d", make_mesh(mesh))
     stack = jax.device_put(
         np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32), rules(None, "embed", None)
@@ -64,7 +64,8 @@ def test_gradients_written_into_the_stack(monkeypatch, mesh):
         monkeypatch.setattr(stack_module, "platform_of", lambda x, there=there: "gpu" if there else "cpu")
         # Traced anew each time.
         gradient = jax.jit(jax.grad(lambda stack: weighed(stack)))
-        assert ("dynamic_update_slice" in gradient.lower(stack).as_text()) == there
+        written = there and mesh == MeshConfig(data=1)
+        assert ("dynamic_update_slice" in gradient.lower(stack).as_text()) == written
         found = gradient(stack)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert jax.typeof(found).sharding.spec == jax.typeof(stack).sharding.spec
