@@ -105,10 +105,10 @@ def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | Non
 
 def _on_cpu(x: Array) -> bool:
     """Whether XLA must be told to add in fp32, and has some products of bf16 and not others."""
-    return platform_of(x) == "cpu"
+    return traced_for(x) == "cpu"
 
 
-def platform_of(x: Array) -> str:
+def traced_for(x: Array) -> str:
     """`cpu`, `tpu` or `gpu`, within a program: of the devices that it is traced for, `cpu` where none are said."""
     device = jax.typeof(x).sharding.mesh.abstract_device
     return "cpu" if device is None else device.platform
@@ -125,7 +125,7 @@ def _by_rows(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -
     batch = [matrices.size([dim]) for dim in matrices.batch]
     rows, summed, columns = (matrices.size(dims) for dims in (matrices.rows, matrices.summed, matrices.columns))
     by_columns = matrices.right_by_columns
-    if rows == 1 and not batch and platform_of(matrices.left) == "gpu":
+    if rows == 1 and not batch and traced_for(matrices.left) == "gpu":
         y = _of_one_row(matrices, out, dtype)
         return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
     left = _laid(matrices.left, (*batch, rows, summed), out)

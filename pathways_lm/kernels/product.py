@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from pathways_lm.errors import ConfigError
-from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, platform_of, terms
+from pathways_lm.kernels.contract import contract, cotangent_sharding, cut_axes, terms, traced_for
 
 
 class _Codes(NamedTuple):
@@ -133,7 +133,7 @@ def _coded(
     pending = cut_axes(left_codes, first, result) | cut_axes(right_codes, second, result)
     spec = PartitionSpec(*out.spec.partitions, unreduced=pending)
     # GPUs add before they write: written in bf16, there is less to read for the scales. fp16 has not the range.
-    narrow = codes.sums == jnp.float32 and left.dtype == jnp.bfloat16 and platform_of(left) == "gpu"
+    narrow = codes.sums == jnp.float32 and left.dtype == jnp.bfloat16 and traced_for(left) == "gpu"
     sums = left.dtype if narrow else codes.sums
     y = jnp.einsum(subscripts, left_codes, right_codes, preferred_element_type=sums, out_sharding=out.update(spec=spec))
     y = y.astype(jnp.float32)

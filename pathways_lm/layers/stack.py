@@ -10,7 +10,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 
-from pathways_lm.kernels.contract import platform_of
+from pathways_lm.kernels.contract import traced_for
 from pathways_lm.sharding import Rules
 
 LAYER_INPUT = "layer_input"
@@ -130,7 +130,7 @@ def _taken_apart(stack: Array) -> list[Array]:
 
 def _taken_apart_backward(_: None, parts: list[Array]) -> tuple[Array]:
     placed = jax.typeof(parts[0]).sharding
-    if platform_of(parts[0]) != "gpu" or placed.mesh.size > 1:
+    if traced_for(parts[0]) != "gpu" or placed.mesh.size > 1:
         return (jnp.stack(parts),)
     # Each is copied into its place, beside other work. To put them together at the end, XLA for GPUs has a kernel in
     # which every number asks in turn of which layer it is, at a fifth of the memory's rate.

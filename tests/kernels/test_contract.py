@@ -139,7 +139,7 @@ def test_what_a_platform_is_asked_for(platform, asked):
 @pytest.mark.parametrize("subscripts", ["bld,dnh->blnh", "bld,nhd->blnh", "bld,vd->blv"])
 def test_one_row_on_a_gpu(monkeypatch, subscripts):
     """By a sum over products, rounded once; gradients as of any other product."""
-    monkeypatch.setattr(sys.modules[contract.__module__], "platform_of", lambda x: "gpu")
+    monkeypatch.setattr(sys.modules[contract.__module__], "traced_for", lambda x: "gpu")
     left, right, _ = subscripts.replace("->", ",").split(",")
     sizes = {"b": 1, "l": 1, "d": 96, "n": 4, "h": 8, "v": 40}
     random = np.random.default_rng(0)

@@ -149,7 +149,7 @@ def test_nothing_finite_comes_of_what_is_not(operands):
 @pytest.mark.parametrize(("dtype", "written"), [("bfloat16", "bf16"), ("float16", "f32")])
 def test_sums_of_fp8_on_a_gpu(monkeypatch, operands, dtype, written):
     """Written in bf16. In fp16, whose largest number is 65,504, 448 x 448 would be infinite."""
-    monkeypatch.setattr(sys.modules[product.__module__], "platform_of", lambda x: "gpu")
+    monkeypatch.setattr(sys.modules[product.__module__], "traced_for", lambda x: "gpu")
     x, kernel, gradient = (array.astype(dtype) for array in operands)
     rules = rules_on(1, 1)
     out = rules("batch", "length", None, None)

@@ -61,7 +61,7 @@ def test_gradients_written_into_the_stack(monkeypatch, mesh):
 
     expected = 2 * np.asarray(stack) * np.array([1, 2, 3])[:, None, None]
     for there in (False, True):
-        monkeypatch.setattr(stack_module, "platform_of", lambda x, there=there: "gpu" if there else "cpu")
+        monkeypatch.setattr(stack_module, "traced_for", lambda x, there=there: "gpu" if there else "cpu")
         # Traced anew each time.
         gradient = jax.jit(jax.grad(lambda stack: weighed(stack)))
         written = there and mesh == MeshConfig(data=1)
