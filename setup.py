@@ -32,10 +32,11 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["pathways_lm", "pathways_lm.*"]),
-    package_data={"pathways_lm": ["py.typed"]},
+    package_data={"pathways_lm": ["py.typed", "kernels/mkl/*.cc", "kernels/mkl/*.h"]},
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require={
+        "cpu": ["mkl ; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "generate": ["llguidance"],

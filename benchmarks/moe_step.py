@@ -15,7 +15,9 @@ import numpy as np
 from benchmarks.side_by_side import OURS, Steps, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_moe import MoEDecoder, load_moe
 from pathways_lm.cli.cpu import fuse_chains, keep_memory
-from pathways_lm.config import MeshConfig, ModelConfig, MoEConfig
+from pathways_lm.cli.devices import compiled_folder
+from pathways_lm.config import DataConfig, MeshConfig, ModelConfig, MoEConfig
+from pathways_lm.kernels.mkl import library
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
@@ -54,6 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_memory()
     fuse_chains()
+    print(f"products: {library.load(compiled_folder(DataConfig().cache_dir))}")
     rows = [
         measure(dispatch, top_k, precision, (8, 256), arguments.repeats)
         for precision in arguments.precision

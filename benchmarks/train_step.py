@@ -2,7 +2,7 @@
 
 Same weights, same tokens, the same AdamW with the same global-norm clip, on the CPU. Steps alternate, so that whatever
 else the machine does falls on both; medians and the ratio of medians are printed, and written as JSON. Each side has a
-process of its own, this project's with the memory settings of `pathways-lm train`, and PyTorch two, without them
+process of its own, this project's with the settings of `pathways-lm train`, and PyTorch two, without those of memory
 and with them, of which the faster counts.
 """
 
@@ -15,7 +15,9 @@ import numpy as np
 from benchmarks.side_by_side import OURS, Steps, alternate, draw_tokens, our_step, peers, tell, torch_step, write
 from benchmarks.torch_decoder import Decoder, load
 from pathways_lm.cli.cpu import fuse_chains, keep_memory
-from pathways_lm.config import MeshConfig, ModelConfig
+from pathways_lm.cli.devices import compiled_folder
+from pathways_lm.config import DataConfig, MeshConfig, ModelConfig
+from pathways_lm.kernels.mkl import library
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
@@ -49,6 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_memory()
     fuse_chains()
+    print(f"products: {library.load(compiled_folder(DataConfig().cache_dir))}")
     config = ModelConfig(
         num_layers=arguments.layers,
         embed_dim=384,

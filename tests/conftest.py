@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.config import MeshConfig, ModelConfig
+from pathways_lm.kernels.mkl import library
 
 # Before any backend starts. Tests are about the CPU's numbers, also on a machine with an accelerator.
 jax.config.update("jax_platforms", "cpu")
@@ -38,6 +39,12 @@ hypothesis.settings.load_profile("same_everywhere")
 
 # Every dimension differs, and a mesh of eight divides those that it cuts: a swapped pair shows.
 TINY = {"num_layers": 3, "embed_dim": 32, "num_heads": 8, "head_dim": 6, "mlp_dim": 48, "vocab_size": 264}
+
+
+@pytest.fixture(autouse=True)
+def _multiplied_by_xla(monkeypatch):
+    """A test that loads MKL, as training does, loads it for itself."""
+    monkeypatch.setattr(library, "_loaded", [])
 
 
 @pytest.fixture(scope="session")

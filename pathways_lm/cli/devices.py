@@ -19,7 +19,12 @@ def prepare_devices(arguments: argparse.Namespace, cache_dir: str) -> None:
             raise ConfigError(f"--cpu-devices must be at least 1, not {arguments.cpu_devices}")
         jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
     join_pathways()
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(compiled_folder(cache_dir)))
+
+
+def compiled_folder(cache_dir: str) -> Path:
+    """Where compiled programs lie, from one process to the next."""
+    return Path(cache_dir).expanduser() / "compiled"
 
 
 def set_up_logging() -> None:

@@ -17,7 +17,7 @@ from pathways_lm.checkpoint.store import Store
 from pathways_lm.cli.begin import Beginning, begin
 from pathways_lm.cli.cpu import fuse_chains
 from pathways_lm.cli.describe import describe_run, mesh_text
-from pathways_lm.cli.devices import prepare_devices
+from pathways_lm.cli.devices import compiled_folder, prepare_devices
 from pathways_lm.cli.hooks import make_hooks
 from pathways_lm.cli.report import write_page
 from pathways_lm.cli.restore import Restorer
@@ -30,12 +30,13 @@ from pathways_lm.data.loader import Loader
 from pathways_lm.data.objectives import abstract_batch, check_lengths, make_objective
 from pathways_lm.data.ramp import Ramp, check_ramp, make_ramp, microbatches
 from pathways_lm.errors import UserError
-from pathways_lm.mesh import join_processes, make_mesh
+from pathways_lm.kernels.mkl import library
+from pathways_lm.mesh import join_processes, make_mesh, platform
 from pathways_lm.models.attentions import attentions, told
 from pathways_lm.models.batch import Batch
 from pathways_lm.models.inventory import num_params
 from pathways_lm.models.model import Model
-from pathways_lm.sharding import check_fit, rules_of
+from pathways_lm.sharding import Rules, check_fit, rules_of
 from pathways_lm.train.books import Books, last_books
 from pathways_lm.train.flops import device_watts, flops_per_token, peak_flops, read_tokens
 from pathways_lm.train.log import Log, Silence
@@ -87,6 +88,7 @@ def main(arguments: argparse.Namespace) -> int:
         check_fit(experiment, rules)
         check_lengths(experiment.data, rules)
         policy = POLICIES[experiment.train.precision]
+        products = _products(rules, experiment.data.cache_dir)
         model = Model(experiment.model, rules, policy.stored)
         example, half = abstract_batch(experiment.data), policy.compute.itemsize == 2
         attention = told(attentions(model, example, experiment.train.microbatches, half))
@@ -96,6 +98,8 @@ def main(arguments: argparse.Namespace) -> int:
         said = f"{experiment.name}: {num_params(model):,} parameters on {mesh_text(rules.mesh)}"
         console.print(said, highlight=False, soft_wrap=True)
         console.print(attention, highlight=False, soft_wrap=True)
+        if products:
+            console.print(products, highlight=False, soft_wrap=True)
         # Patterns that fit no parameter are told before a corpus is prepared.
         treatments(experiment.optimizer, model)
         begins = experiment.train.init_from and not folder.has_checkpoint(experiment)
@@ -117,6 +121,13 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     console.print("saved and stopped; the same command goes on from here")
     return 128 + signal
+
+
+def _products(rules: Rules, cache_dir: str) -> str:
+    """Which library multiplies on a CPU, and why; empty where there is no choice."""
+    if platform(rules.mesh) != "cpu" or rules.mesh.size > 1:
+        return ""
+    return f"products: {library.load(compiled_folder(cache_dir))}"
 
 
 def _train(session: Session, stack: ExitStack) -> int | None:

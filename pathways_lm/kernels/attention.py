@@ -1,4 +1,4 @@
-"""Attention with any number of key and value heads."""
+"""Attention with any number of key and value heads, whose scores are held, or those of a tile where MKL attends."""
 
 from functools import partial
 from typing import NamedTuple
@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pathways_lm.kernels.contract import contract
+from pathways_lm.kernels.contract import contract, traced_for
+from pathways_lm.kernels.mkl import library
+from pathways_lm.kernels.mkl.attention import attend
 from pathways_lm.sharding import Rules
 
 Parts = tuple[Array | None, Array | None]
 """Keys or values of a cache [B, K, S, H], and those behind them [B, S, K, H]."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attention(
     q_BTNH: Array, keys: Parts, values: Parts, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool
 ) -> Array:
@@ -22,6 +23,16 @@ def attention(
 
     The arguments are those of `attention_weights` and `weighted_values`.
     """
+    by_mkl = library.multiplies(q_BTNH, keys[1], values[1]) and keys[0] is None and bias_BTSN is None
+    if by_mkl and rules.mesh.size == 1 and traced_for(q_BTNH) == "cpu":
+        return attend(q_BTNH, keys[1], values[1], mask_BTS, q_BTNH.shape[-1] ** -0.5 if scaled else 1.0)
+    return _attention(q_BTNH, keys, values, mask_BTS, bias_BTSN, rules, scaled)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(
+    q_BTNH: Array, keys: Parts, values: Parts, mask_BTS: Array, bias_BTSN: Array | None, rules: Rules, scaled: bool
+) -> Array:
     return _forward(q_BTNH, keys, values, mask_BTS, bias_BTSN, rules, scaled)[0]
 
 
@@ -65,7 +76,7 @@ def _backward(
     return dq_BTNH, dkeys, dvalues, None, dbias_BTSN
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def attention_weights(

@@ -2,7 +2,8 @@
 
 Only what is left of the sums is rounded. The units of TPUs and GPUs do that themselves as they write; asked for fp32
 there, a product writes twice the bytes, which are read again to be rounded. XLA for CPUs must be asked for fp32: for
-a bf16 result it converts and multiplies in fp32 (decision 18).
+a bf16 result it converts and multiplies in fp32 (decision 18). Arrays in fp32 on one CPU are multiplied by MKL, where
+that is loaded (`kernels.mkl`).
 """
 
 import math
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec, reshard
+
+from pathways_lm.kernels.mkl import library, products
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -77,13 +80,22 @@ class _Matrices(NamedTuple):
         """Whether what is summed over comes last in the right operand: libraries read that as fast as the other."""
         return self.lies(self.right_dims, [*self.batch, *self.columns, *self.summed])
 
-    def turned(self) -> tuple[int, int]:
+    @property
+    def left_by_columns(self) -> bool:
+        """Whether what is summed over comes before the rows in the left operand, which MKL reads as fast."""
+        return self.lies(self.left_dims, [*self.batch, *self.summed, *self.rows])
+
+    def turned(self, by_columns: bool) -> tuple[int, int]:
         """How many numbers change places after and before the product.
 
         After counts first. Where the sum of both did, some sums depended in the last bit on how many threads there are,
         and XLA for CPUs made products of bf16 that it does not have.
+
+        Args:
+          by_columns: whether the left operand may lie so, as the right one may.
         """
         left = self.lies(self.left_dims, [*self.batch, *self.rows, *self.summed])
+        left = left or (by_columns and self.left_by_columns)
         right = self.right_by_columns or self.lies(self.right_dims, [*self.batch, *self.summed, *self.columns])
         result = self.lies(self.result, self.made)
         moves = ((result, list(self.result)), (left, list(self.left_dims)), (right, list(self.right_dims)))
@@ -94,9 +106,11 @@ class _Matrices(NamedTuple):
 def _summed(subscripts: str, left: Array, right: Array, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
     first, second, result = terms(subscripts)
     orders = _Matrices(first, left, second, right, result), _Matrices(second, right, first, left, result)
-    matrices = min(orders, key=_Matrices.turned)
     alone = out is None or out.mesh.size == 1
-    multiply = _by_rows if alone and not matrices.turned()[1] else _as_they_are
+    by_mkl = alone and _on_cpu(left) and library.multiplies(left, right)
+    matrices = min(orders, key=partial(_Matrices.turned, by_columns=by_mkl))
+    lie = alone and not matrices.turned(by_columns=by_mkl)[1]
+    multiply = _by_mkl if by_mkl else _by_rows if lie else _as_they_are
     y = multiply(matrices, out, jnp.dtype(jnp.float32) if _on_cpu(left) else dtype)
     # Rounded first, so that XLA does not turn the product itself around, into one that its library for CPUs has not.
     y = jnp.transpose(y.astype(dtype), [matrices.made.index(dim) for dim in result])
@@ -139,6 +153,22 @@ def _by_rows(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -
     lead = tuple(range(len(batch)))
     y = jax.lax.dot_general(left, right, (summed_over, (lead, lead)), preferred_element_type=dtype)
     y = y[..., :rows, :columns]
+    return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
+
+
+def _by_mkl(matrices: _Matrices, out: NamedSharding | None, dtype: jnp.dtype) -> Array:
+    """The product on one CPU, of operands that lie as matrices, turned or not, or are brought to."""
+    batch, rows, summed, columns = matrices.batch, matrices.rows, matrices.summed, matrices.columns
+    left_turned, right_turned = matrices.left_by_columns, matrices.right_by_columns
+
+    def matrix(values: Array, has: str, *sides: list[str]) -> Array:
+        wanted = [*batch, *sides[0], *sides[1]]
+        values = jnp.transpose(values, [has.index(dim) for dim in wanted])
+        return _laid(values, [*(matrices.size([dim]) for dim in batch), *map(matrices.size, sides)], out)
+
+    left = matrix(matrices.left, matrices.left_dims, *((summed, rows) if left_turned else (rows, summed)))
+    right = matrix(matrices.right, matrices.right_dims, *((columns, summed) if right_turned else (summed, columns)))
+    y = products.product(left, right, left_turned, right_turned).astype(dtype)
     return _laid(y, [matrices.size([dim]) for dim in matrices.made], out)
 
 

@@ -2,7 +2,7 @@
 
 On TPUs and GPUs it is JAX's `ragged_dot`. On CPUs that multiplies every row with every expert's kernel; here the
 experts are gone through one by one, each with its rows rounded up to one of a few sizes, as a compiled program knows
-no others.
+no others. MKL takes what there are (`kernels.mkl`).
 """
 
 from functools import partial
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from pathways_lm.kernels.mkl import library, products
 
 _STEPS = 4
 """Into so many parts an even share of the rows is cut; numbers of rows are rounded up to whole parts."""
@@ -22,7 +24,8 @@ def ragged_product(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> Array:
 
     What comes behind the last expert's rows is zero. Sums are fp32.
     """
-    return jax.lax.platform_dependent(rows_ND, kernels_EDF, sizes_E, cpu=_by_expert, default=ragged_dot)
+    by_expert = products.ragged if library.multiplies(rows_ND, kernels_EDF) else _by_expert
+    return jax.lax.platform_dependent(rows_ND, kernels_EDF, sizes_E, cpu=by_expert, default=ragged_dot)
 
 
 def _forward(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -32,7 +35,8 @@ def _forward(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> tuple[Array,
 def _backward(kept: tuple[Array, Array, Array], dy_NF: Array) -> tuple[Array, Array, np.ndarray]:
     # Whole numbers have gradients of no type.
     nothing = np.zeros(kept[2].shape, jax.dtypes.float0)
-    drows, dkernels = jax.lax.platform_dependent(*kept, dy_NF, cpu=_backward_by_expert, default=_backward_of_dot)
+    by_expert = _backward_by_mkl if library.multiplies(*kept[:2]) else _backward_by_expert
+    drows, dkernels = jax.lax.platform_dependent(*kept, dy_NF, cpu=by_expert, default=_backward_of_dot)
     return drows, dkernels, nothing
 
 
@@ -47,6 +51,10 @@ def ragged_dot(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> Array:
 
 def _backward_of_dot(rows_ND: Array, kernels_EDF: Array, sizes_E: Array, dy_NF: Array) -> tuple[Array, Array]:
     return jax.vjp(lambda rows, kernels: ragged_dot(rows, kernels, sizes_E), rows_ND, kernels_EDF)[1](dy_NF)
+
+
+def _backward_by_mkl(rows_ND: Array, kernels_EDF: Array, sizes_E: Array, dy_NF: Array) -> tuple[Array, Array]:
+    return products.ragged(dy_NF, kernels_EDF, sizes_E, turned=True), products.ragged_gradient(rows_ND, dy_NF, sizes_E)
 
 
 def _by_expert(rows_ND: Array, kernels_EDF: Array, sizes_E: Array) -> Array:

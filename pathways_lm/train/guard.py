@@ -5,13 +5,16 @@ and down again in fp32. Where they overflow, the update is skipped and the scale
 doubled.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 
 from pathways_lm.config import TrainConfig
+from pathways_lm.mesh import platform
 
 
 class Guard(NamedTuple):
@@ -39,6 +42,10 @@ def next_guard(config: TrainConfig, guard: Guard, finite: Array) -> Guard:
     return Guard(guard.skipped + ~finite, scale, jnp.where(full, 0, good))
 
 
-def chosen(finite: Array, new: Any, old: Any) -> Any:
-    """The new tree where the update is finite, else the old one."""
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+def changed(finite: Array, change: Callable[[Any], Any], old: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """What `change` makes of a tree where the update is finite, else the tree as it is."""
+    if platform(mesh) == "cpu" and mesh.size == 1:
+        # A branch, as choosing number by number reads and writes everything once more. On a GPU the host would wait
+        # for the condition, and what several devices exchange is the same everywhere.
+        return jax.lax.cond(finite, change, lambda old: old, old)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), change(old), old)

@@ -21,7 +21,7 @@ from pathways_lm.models.model import Model, Params
 from pathways_lm.pipeline.parts import Parts, Score
 from pathways_lm.pipeline.run import Pipeline
 from pathways_lm.pipeline.timetable import Timetable
-from pathways_lm.train.guard import chosen, next_guard
+from pathways_lm.train.guard import changed, next_guard
 from pathways_lm.train.losses import PADDING, Sums, loss_sums, routed_tokens, routing_loss, score
 from pathways_lm.train.norms import roots, squares, total
 from pathways_lm.train.precision import POLICIES, stochastic_round
@@ -154,15 +154,21 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
         scale = state.guard.scale / batch.targets.size if policy.scaled else 1.0
         with jax.named_scope("gradients"):
             grads, sums = gradient_sums(model, config, state.params, batch, key, scale)
-            grads = jax.tree.map(lambda g: g / (sums.tokens * scale), grads)
-        gradient_squares = squares(model, grads)
+        # Squares are of sums, so that only the optimizer need divide all numbers.
+        divisor = sums.tokens * scale
+        gradient_squares = {name: square / divisor**2 for name, square in squares(model, grads).items()}
         grad_norm = total(gradient_squares)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nll)
+
+        def update(old: tuple[Params, Any]) -> tuple[Params, Any]:
+            means = jax.tree.map(lambda g: g / divisor, grads)
+            updates, moments = optimizer.update(means, old[1], as_fp32(old[0]))
+            return apply(old[0], updates, key), moments
+
         with jax.named_scope("optimizer"):
-            before = to_device(model.rules, state.optimizer)
-            updates, moments = optimizer.update(grads, before, as_fp32(state.params))
-            params = chosen(finite, apply(state.params, updates, key), state.params)
-            moments = to_host(model.rules, chosen(finite, moments, before))
+            before = state.params, to_device(model.rules, state.optimizer)
+            params, moments = changed(finite, update, before, model.rules.mesh)
+            moments = to_host(model.rules, moments)
         parameter_squares = squares(model, params)
         guard = next_guard(config, state.guard, finite)
         metrics = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pathways_lm.cli import cpu, main
+from pathways_lm.kernels.mkl import library
 
 CPU = {"JAX_PLATFORMS": "cpu"}
 
@@ -86,9 +87,11 @@ def test_process_and_arguments_stay(tmp_path):
 
 STEPS = """
 import json, sys
+from pathlib import Path
 import jax, numpy as np
 from pathways_lm import configure
 from pathways_lm.data.objectives import abstract_batch
+from pathways_lm.kernels.mkl import library
 from pathways_lm.mesh import make_mesh
 from pathways_lm.models.model import Model
 from pathways_lm.sharding import rules_of
@@ -106,6 +109,9 @@ def draw(leaf):
     values = random.integers(1, 64, leaf.shape) if leaf.dtype == np.int32 else np.ones(leaf.shape)
     return values.astype(leaf.dtype)
 
+if sys.argv[2:]:
+    said = library.load(Path(sys.argv[2]))
+    assert library._loaded, said
 told = {}
 for name, *more in json.loads(sys.argv[1]):
     experiment = configure.load(f"configs/{name}.py", [*changes, *more])
@@ -125,31 +131,49 @@ print(json.dumps(told))
 """
 
 
-def test_steps_are_the_same_with_the_option():
-    """Losses and norms of gradients of small models of several kinds, in processes with and without it."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    models = [
-        ["palm/tiny", "train.precision=fp32"],
-        ["palm/tiny", "train.precision=bf16"],
-        ["megatron/gpt2_tiny", "train.precision=fp32"],
-        ["megatron/bert_tiny", "train.precision=fp32"],
-        ["t5/v1_1_tiny", "train.precision=fp32"],
-        ["switch/tiny", "train.precision=fp32", "model.moe.dispatch=all_to_all"],
-        ["switch/tiny", "train.precision=fp32", "model.moe.dispatch=dropless"],
-        ["glam/tiny", "train.precision=bf16", "model.moe.dispatch=dropless"],
-    ]
-    told = []
-    for flags in (quick, f"{quick} {cpu.FUSIONS}"):
-        done = subprocess.run(
-            [sys.executable, "-c", STEPS, json.dumps(models)],
-            env={**os.environ, **CPU, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        told.append(json.loads(done.stdout.splitlines()[-1]))
-    for name, without in told[0].items():
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+MODELS = [
+    ["palm/tiny", "train.precision=fp32"],
+    ["palm/tiny", "train.precision=bf16"],
+    ["megatron/gpt2_tiny", "train.precision=fp32"],
+    ["megatron/bert_tiny", "train.precision=fp32"],
+    ["t5/v1_1_tiny", "train.precision=fp32"],
+    ["switch/tiny", "train.precision=fp32", "model.moe.dispatch=all_to_all"],
+    ["switch/tiny", "train.precision=fp32", "model.moe.dispatch=dropless"],
+    ["glam/tiny", "train.precision=bf16", "model.moe.dispatch=dropless"],
+]
+
+
+def steps(flags: str, *arguments: str) -> dict[str, list[list[float]]]:
+    """Losses and norms of gradients of small models of several kinds, in a process with these flags of XLA."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, json.dumps(MODELS), *arguments],
+        env={**os.environ, **CPU, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def plain_steps() -> dict[str, list[list[float]]]:
+    return steps(QUICK)
+
+
+def check_same(found: dict[str, list[list[float]]], plain: dict[str, list[list[float]]]) -> None:
+    assert len(found) == len(plain) == len(MODELS)
+    for name, without in plain.items():
         bound = 1e-2 if "bf16" in name else 1e-4
-        np.testing.assert_allclose(told[1][name], without, rtol=bound, err_msg=name)
-    assert len(told[0]) == len(models)
+        np.testing.assert_allclose(found[name], without, rtol=bound, err_msg=name)
+
+
+def test_steps_are_the_same_with_fused_chains(plain_steps):
+    check_same(steps(f"{QUICK} {cpu.FUSIONS}"), plain_steps)
+
+
+def test_steps_are_the_same_by_mkl(plain_steps, tmp_path):
+    if "no MKL" in (said := library.load(tmp_path)):
+        pytest.skip(said)
+    check_same(steps(f"{QUICK} {cpu.FUSIONS}", str(tmp_path)), plain_steps)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathways_lm.config import OptimizerConfig, TrainConfig
+from pathways_lm.config import MeshConfig, OptimizerConfig, TrainConfig
 from pathways_lm.data.objectives import causal
+from pathways_lm.mesh import make_mesh
 from pathways_lm.train import step as step_module
-from pathways_lm.train.guard import first_guard, next_guard
+from pathways_lm.train.guard import changed, first_guard, next_guard
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.precision import stochastic_round
 from pathways_lm.train.schedule import make_schedule
@@ -93,8 +94,8 @@ def test_an_overflow_halves_the_scale_and_skips_one_step(make):
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (run.state.params, before.params)), strict=True))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_update_that_is_not_finite_is_skipped(make, monkeypatch, value):
+@pytest.mark.parametrize(("value", "layout"), [(np.nan, ("palm_2d", 2, 4)), (np.inf, ("palm_2d", 1, 1))])
+def test_an_update_that_is_not_finite_is_skipped(make, monkeypatch, value, layout):
     """In fp32, too. The run goes on as if the step had not been, but for its number."""
     plain = step_module.gradient_sums
 
@@ -104,11 +105,11 @@ def test_an_update_that_is_not_finite_is_skipped(make, monkeypatch, value):
         bad = jax.random.key_data(key)[0] == poison
         return jax.tree.map(lambda g: jnp.where(bad, g * value, g), grads), sums
 
-    run = Run(make, "fp32")
+    run = Run(make, "fp32", layout=layout)
     key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(run.state.rng)), 2)
     poison = jax.random.key_data(key)[0]
     monkeypatch.setattr(step_module, "gradient_sums", poisoned)
-    run = Run(make, "fp32")
+    run = Run(make, "fp32", layout=layout)
     run.go(2)
     before = run.state
     run.go(1)
@@ -168,3 +169,19 @@ def test_small_updates_are_not_lost():
         params = apply(params, update, jax.random.key(number))
     moved = (np.asarray(params["w"], np.float64) - 1) / 2.0**-7
     assert moved.mean() == pytest.approx(10, abs=0.3)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_tree_is_changed_where_the_update_is_finite(devices, finite):
+    """By a branch on one CPU, number by number on several devices."""
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    old = {"a": jnp.arange(4.0), "b": jnp.float32(3)}
+
+    def change(tree):
+        return jax.tree.map(lambda leaf: leaf * 2 + 1, tree)
+
+    run = jax.jit(lambda finite, old: changed(finite, change, old, mesh))
+    assert ("stablehlo.case" in run.lower(finite, old).as_text()) == (devices == 1)
+    np.testing.assert_array_equal(run(finite, old)["a"], [1, 3, 5, 7] if finite else [0, 1, 2, 3])
+    np.testing.assert_array_equal(run(finite, old)["b"], 7 if finite else 3)
