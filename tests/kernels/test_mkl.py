@@ -164,13 +164,28 @@ def test_sizes_that_lead_out_of_the_rows_are_not_followed(loaded):
 # --- attention
 
 
-def plainly(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale):
-    """By its formula, in the largest precision there is here."""
-    repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
-    k, v = (jnp.repeat(each, repeats, axis=2) for each in (k_BSKH, v_BSKH))
-    scores = jnp.einsum("btnh,bsnh->bnts", q_BTNH * scale, k, precision="highest")
-    scores = jnp.where(mask_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), v, precision="highest")
+def plainly(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, dy_BTNH=None) -> tuple[np.ndarray, ...]:
+    """By its formula in numpy, fp64; with `dy_BTNH`, the gradients of queries, keys and values behind it."""
+    (B, S, K, H), repeats = k_BSKH.shape, q_BTNH.shape[2] // k_BSKH.shape[2]
+    q, k, v = (np.asarray(each, np.float64) for each in (q_BTNH, k_BSKH, v_BSKH))
+    k, v = np.repeat(k, repeats, axis=2), np.repeat(v, repeats, axis=2)
+    seen = np.broadcast_to(np.asarray(mask_BTS)[:, None], (B, q.shape[2], q.shape[1], S))
+    scores = np.where(seen, scale * np.einsum("btnh,bsnh->bnts", q, k), -np.inf)
+    scores = np.where(seen.any(-1, keepdims=True), scores, 0)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    y = np.einsum("bnts,bsnh->btnh", weights, v)
+    if dy_BTNH is None:
+        return (y,)
+    dweights = np.einsum("btnh,bsnh->bnts", dy_BTNH, v)
+    dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+    dscores = scale * np.where(seen, dscores, 0)
+
+    def shared(through_BSNH):
+        return through_BSNH.reshape(B, S, K, repeats, H).sum(3)
+
+    dk, dv = np.einsum("bnts,btnh->bsnh", dscores, q), np.einsum("bnts,btnh->bsnh", weights, dy_BTNH)
+    return y, np.einsum("bnts,bsnh->btnh", dscores, k), shared(dk), shared(dv)
 
 
 def causal(B: int, T: int, S: int) -> np.ndarray:
@@ -202,6 +217,9 @@ def by_chance(B: int, T: int, S: int) -> np.ndarray:
         (1, 33, 33, 4, 4, 10),
         (2, 20, 200, 4, 2, 8),
         (3, 1, 5, 2, 1, 4),
+        # Sequences enough for heads to be taken together.
+        (40, 70, 70, 3, 1, 8),
+        (40, 5, 70, 3, 1, 8),
     ],
     ids=str,
 )
@@ -210,14 +228,11 @@ def test_attention(loaded, mask, shape):
     q, k, v, dy = draw(B, T, N, H), draw(B, S, K, H), draw(B, S, K, H), draw(B, T, N, H)
     seen, scale = mask(B, T, S), H**-0.5
 
-    def both(f):
-        def run(q, k, v, dy):
-            y, back = jax.vjp(lambda q, k, v: f(q, k, v, seen, scale), q, k, v)
-            return y, *back(dy)
+    def ours(q, k, v, dy):
+        y, back = jax.vjp(lambda q, k, v: attend(q, k, v, seen, scale), q, k, v)
+        return y, *back(dy)
 
-        return jax.jit(run)(q, k, v, dy)
-
-    for one, other in zip(both(attend), both(plainly), strict=True):
+    for one, other in zip(jax.jit(ours)(q, k, v, dy), plainly(q, k, v, seen, scale, dy), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)
 
 
@@ -230,13 +245,13 @@ def test_attention_of_any_mask(folder, B, T, S, K, seed):
         drawn.standard_normal((B, size, heads, 8)).astype(np.float32) for size, heads in ((T, 4), (S, K), (S, K))
     )
     mask = drawn.random((B, T, S)) < drawn.random()
-    np.testing.assert_allclose(attend(q, k, v, mask, 0.5), plainly(q, k, v, mask, 0.5), atol=3e-5)
+    np.testing.assert_allclose(attend(q, k, v, mask, 0.5), plainly(q, k, v, mask, 0.5)[0], atol=3e-5)
 
 
 def test_large_scores_do_not_overflow(loaded):
     q, k, v = draw(1, 70, 2, 8) * 1e3, draw(1, 70, 2, 8) * 1e3, draw(1, 70, 2, 8)
     y = attend(q, k, v, causal(1, 70, 70), 1.0)
-    np.testing.assert_allclose(y, plainly(q, k, v, causal(1, 70, 70), 1.0), atol=1e-4)
+    np.testing.assert_allclose(y, plainly(q, k, v, causal(1, 70, 70), 1.0)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
@@ -262,7 +277,7 @@ def test_plain_attention_takes_it_on_one_device(loaded, devices):
 
     lowered = jax.jit(attended).lower(*placed)
     assert ("pathways_attend" in lowered.as_text()) == (devices == 1)
-    np.testing.assert_allclose(lowered.compile()(*placed), plainly(q, k, v, mask, 8**-0.5), atol=1e-5)
+    np.testing.assert_allclose(lowered.compile()(*placed), plainly(q, k, v, mask, 8**-0.5)[0], atol=1e-5)
 
 
 # --- where there is none

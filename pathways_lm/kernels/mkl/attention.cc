@@ -1,4 +1,4 @@
-// Softmax attention in fp32 whose scores stay in a core's own cache, some queries of one head at a time.
+// Softmax attention in fp32 whose scores stay in a core's own cache, those of some queries at a time.
 // The backward pass makes them again (Dao et al., arXiv:2205.14135, section 3.1 and appendix B.2).
 
 #include <cmath>
@@ -13,88 +13,86 @@ namespace {
 using Mask = ffi::Buffer<ffi::PRED>;
 
 constexpr int64_t kQueriesTogether = 64;  // Few, so that what no query of them sees is left out; many, for products.
-constexpr int64_t kScoresTogether = int64_t{1} << 16;  // 256 KiB; the backward pass has twice as many.
-constexpr int64_t kTile = 16;
+constexpr int64_t kFewestTogether = 16;
+constexpr int64_t kScoresTogether = int64_t{1} << 17;  // 512 KiB; the backward pass has twice as many.
 
-// One head of one sequence: queries [T, H] and keys and values [S, H], so many numbers apart.
-struct Head {
-  const float *q, *k, *v;
-  const bool* mask;  // [T, S]
-  int64_t T, S, H, q_step, k_step;
+// Heads of one sequence with the same keys and values, one or all. The rows of their queries lie query by query.
+struct Heads {
+  const float *q, *k, *v;  // Rows of `size` numbers, q_step and k_step apart.
+  const bool* mask;        // [queries, keys]
+  int64_t count, queries, keys, size, q_step, k_step;
   float scale;
 
   int64_t queries_together() const {
-    int64_t fit = kScoresTogether / std::max<int64_t>(S, 1) / kTile * kTile;
-    return std::clamp(fit, kTile, kQueriesTogether);
+    int64_t fit = kScoresTogether / std::max<int64_t>(keys * count, 1) / kFewestTogether * kFewestTogether;
+    return std::clamp(fit, kFewestTogether, kQueriesTogether);
   }
+  const bool* seen_by(int64_t row) const { return mask + row / count * keys; }
+  bool sees_nothing(int64_t row) const { return std::memchr(seen_by(row), 1, keys) == nullptr; }
 };
 
-// Queries from `first` to `end`, and the keys between which lie all that one of them sees.
+// Rows of queries from `first` to `end`, and the keys between which lie all that one of them sees.
 struct Tile {
   int64_t first, end, key, key_end;
   int64_t rows() const { return end - first; }
   int64_t columns() const { return key_end - key; }
 };
 
-bool sees_nothing(const Head& head, int64_t query) {
-  return std::memchr(head.mask + query * head.S, 1, head.S) == nullptr;
-}
-
-Tile tile_of(const Head& head, int64_t first) {
-  Tile tile{first, std::min(first + head.queries_together(), head.T), head.S, 0};
-  for (int64_t query = tile.first; query < tile.end; ++query) {
-    const bool* seen = head.mask + query * head.S;
-    auto from = static_cast<const bool*>(std::memchr(seen, 1, head.S));
-    if (from == nullptr) return {tile.first, tile.end, 0, head.S};  // All are as far from it as any.
+Tile tile_of(const Heads& heads, int64_t query) {
+  int64_t end = std::min(query + heads.queries_together(), heads.queries);
+  Tile tile{query * heads.count, end * heads.count, heads.keys, 0};
+  for (; query < end; ++query) {
+    const bool* seen = heads.mask + query * heads.keys;
+    auto from = static_cast<const bool*>(std::memchr(seen, 1, heads.keys));
+    if (from == nullptr) return {tile.first, tile.end, 0, heads.keys};  // All are as far from it as any.
     tile.key = std::min<int64_t>(tile.key, from - seen);
-    int64_t last = head.S - 1;
+    int64_t last = heads.keys - 1;
     while (!seen[last]) --last;
     tile.key_end = std::max(tile.key_end, last + 1);
   }
   return tile;
 }
 
-// scale q k^T, [rows, columns]
-void scores_of(const Head& head, const Tile& tile, float* scores) {
-  sgemm(kByRows, kAsItIs, kTurned, tile.rows(), tile.columns(), head.H, head.scale,
-        head.q + tile.first * head.q_step, head.q_step, head.k + tile.key * head.k_step, head.k_step, 0, scores,
-        tile.columns());
+// factor x k^T of rows x [rows, size], q_step apart, and the tile's rows of k: [rows, columns]
+void by_keys(const Heads& heads, const Tile& tile, float factor, const float* x, const float* k, float* y) {
+  sgemm(kByRows, kAsItIs, kTurned, tile.rows(), tile.columns(), heads.size, factor, x + tile.first * heads.q_step,
+        heads.q_step, k + tile.key * heads.k_step, heads.k_step, 0, y, tile.columns());
 }
 
-// exp(score - shift) where it is seen, else 0, in place of a query's scores; all 1 where it sees nothing.
+// exp(score - shift) where it is seen, else 0, in place of a row's scores; all 1 where it sees nothing.
 // What is not a number stays so.
-void exponentials(const Head& head, const Tile& tile, int64_t query, float shift, float* row) {
-  const bool* seen = head.mask + query * head.S + tile.key;
+void exponentials(const Heads& heads, const Tile& tile, int64_t row, float shift, float* scores) {
+  const bool* seen = heads.seen_by(row) + tile.key;
   int64_t columns = tile.columns();
-  if (sees_nothing(head, query)) {
-    std::fill(row, row + columns, 1.0f);
+  if (heads.sees_nothing(row)) {
+    std::fill(scores, scores + columns, 1.0f);
     return;
   }
 #pragma omp simd
   for (int64_t s = 0; s < columns; ++s) {
-    float x = row[s] - shift;
-    row[s] = x > 0 ? 0 : x;  // Only of keys that are not seen, but for rounding.
+    float x = scores[s] - shift;
+    scores[s] = x > 0 ? 0 : x;  // Only of keys that are not seen, but for rounding.
   }
-  exp_of(columns, row, row, kWithinFourUlp);
+  exp_of(columns, scores, scores, kWithinFourUlp);
 #pragma omp simd
-  for (int64_t s = 0; s < columns; ++s) row[s] = seen[s] ? row[s] : 0.0f;
+  for (int64_t s = 0; s < columns; ++s) scores[s] = seen[s] ? scores[s] : 0.0f;
 }
 
-float largest_seen(const Head& head, const Tile& tile, int64_t query, const float* row) {
-  const bool* seen = head.mask + query * head.S + tile.key;
+float largest_seen(const Heads& heads, const Tile& tile, int64_t row, const float* scores) {
+  const bool* seen = heads.seen_by(row) + tile.key;
   float largest = -INFINITY;
 #pragma omp simd reduction(max : largest)
   for (int64_t s = 0; s < tile.columns(); ++s) {
-    float x = seen[s] ? row[s] : -INFINITY;
+    float x = seen[s] ? scores[s] : -INFINITY;
     largest = x > largest ? x : largest;
   }
   return std::isinf(largest) ? 0 : largest;
 }
 
-float sum_of(const float* row, int64_t count) {
+float sum_of(const float* x, int64_t count) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t s = 0; s < count; ++s) sum += row[s];
+  for (int64_t s = 0; s < count; ++s) sum += x[s];
   return sum;
 }
 
@@ -105,108 +103,142 @@ float product_of(const float* left, const float* right, int64_t count) {
   return sum;
 }
 
-void times(float factor, float* row, int64_t count) {
+void times(float factor, float* x, int64_t count) {
 #pragma omp simd
-  for (int64_t s = 0; s < count; ++s) row[s] *= factor;
+  for (int64_t s = 0; s < count; ++s) x[s] *= factor;
 }
 
-// y [T, H] of one head, q_step numbers apart, and the logarithm of each query's sum of exponentials, [T].
-void forward(const Head& head, float* y, float* log_z) {
+// y, as the queries lie, and the logarithm of each row's sum of exponentials, log_step apart.
+void forward(const Heads& heads, float* y, float* log_z, int64_t log_step) {
   thread_local std::vector<float> scores;
-  for (int64_t first = 0; first < head.T; first += head.queries_together()) {
-    Tile tile = tile_of(head, first);
+  for (int64_t query = 0; query < heads.queries; query += heads.queries_together()) {
+    Tile tile = tile_of(heads, query);
     int64_t columns = tile.columns();
     scores.resize(std::max<size_t>(scores.size(), tile.rows() * columns));
-    scores_of(head, tile, scores.data());
-    for (int64_t query = tile.first; query < tile.end; ++query) {
-      float* row = scores.data() + (query - tile.first) * columns;
-      float shift = largest_seen(head, tile, query, row);
-      exponentials(head, tile, query, shift, row);
-      float sum = sum_of(row, columns);
-      log_z[query] = (sees_nothing(head, query) ? 0 : shift) + std::log(sum);
-      times(1 / sum, row, columns);
+    by_keys(heads, tile, heads.scale, heads.q, heads.k, scores.data());
+    for (int64_t row = tile.first; row < tile.end; ++row) {
+      float* own = scores.data() + (row - tile.first) * columns;
+      float shift = heads.sees_nothing(row) ? 0 : largest_seen(heads, tile, row, own);
+      exponentials(heads, tile, row, shift, own);
+      float sum = sum_of(own, columns);
+      log_z[row * log_step] = shift + std::log(sum);
+      times(1 / sum, own, columns);
     }
-    sgemm(kByRows, kAsItIs, kAsItIs, tile.rows(), head.H, columns, 1, scores.data(), columns,
-          head.v + tile.key * head.k_step, head.k_step, 0, y + tile.first * head.q_step, head.q_step);
+    sgemm(kByRows, kAsItIs, kAsItIs, tile.rows(), heads.size, columns, 1, scores.data(), columns,
+          heads.v + tile.key * heads.k_step, heads.k_step, 0, y + tile.first * heads.q_step, heads.q_step);
   }
 }
 
-// Gradients of one head, all q_step numbers apart: of its queries [T, H], and of keys and values [S, H] through it.
-void backward(const Head& head, const float* y, const float* log_z, const float* dy, float* dq, float* dk, float* dv) {
+// What the forward pass made and gradients; those of queries lie as they do, those of keys through these heads as
+// rows `to_step` apart.
+struct Gradients {
+  const float *y, *log_z, *dy;
+  int64_t log_step;
+  float *dq, *dk, *dv;
+  int64_t to_step;
+};
+
+void backward(const Heads& heads, const Gradients& gradients) {
   thread_local std::vector<float> weights, dscores;
-  int64_t step = head.q_step;
-  for (int64_t s = 0; s < head.S; ++s) {
-    std::memset(dk + s * step, 0, head.H * sizeof(float));
-    std::memset(dv + s * step, 0, head.H * sizeof(float));
+  auto [y, log_z, dy, log_step, dq, dk, dv, to_step] = gradients;
+  int64_t step = heads.q_step;
+  for (int64_t s = 0; s < heads.keys; ++s) {
+    std::memset(dk + s * to_step, 0, heads.size * sizeof(float));
+    std::memset(dv + s * to_step, 0, heads.size * sizeof(float));
   }
-  for (int64_t first = 0; first < head.T; first += head.queries_together()) {
-    Tile tile = tile_of(head, first);
-    int64_t columns = tile.columns(), from = tile.first * step, keys = tile.key * head.k_step;
-    weights.resize(std::max<size_t>(weights.size(), tile.rows() * columns));
-    dscores.resize(std::max<size_t>(dscores.size(), tile.rows() * columns));
-    scores_of(head, tile, weights.data());
-    sgemm(kByRows, kAsItIs, kTurned, tile.rows(), columns, head.H, 1, dy + from, step, head.v + keys, head.k_step, 0,
-          dscores.data(), columns);
-    for (int64_t query = tile.first; query < tile.end; ++query) {
-      float* weight = weights.data() + (query - tile.first) * columns;
-      float* dscore = dscores.data() + (query - tile.first) * columns;
-      exponentials(head, tile, query, log_z[query], weight);
-      if (sees_nothing(head, query)) {
-        times(std::exp(-log_z[query]), weight, columns);
+  for (int64_t query = 0; query < heads.queries; query += heads.queries_together()) {
+    Tile tile = tile_of(heads, query);
+    int64_t columns = tile.columns(), rows = tile.rows(), from = tile.first * step;
+    weights.resize(std::max<size_t>(weights.size(), rows * columns));
+    dscores.resize(std::max<size_t>(dscores.size(), rows * columns));
+    by_keys(heads, tile, heads.scale, heads.q, heads.k, weights.data());
+    by_keys(heads, tile, 1, dy, heads.v, dscores.data());
+    for (int64_t row = tile.first; row < tile.end; ++row) {
+      float* weight = weights.data() + (row - tile.first) * columns;
+      float* dscore = dscores.data() + (row - tile.first) * columns;
+      float own_log_z = log_z[row * log_step];
+      exponentials(heads, tile, row, own_log_z, weight);
+      if (heads.sees_nothing(row)) {
+        times(std::exp(-own_log_z), weight, columns);
         std::fill(dscore, dscore + columns, 0.0f);  // Its scores are the same whatever it asks.
         continue;
       }
-      float inner = product_of(dy + query * step, y + query * step, head.H);
+      float inner = product_of(dy + row * step, y + row * step, heads.size);
 #pragma omp simd
-      for (int64_t s = 0; s < columns; ++s) dscore[s] = weight[s] * (dscore[s] - inner) * head.scale;
+      for (int64_t s = 0; s < columns; ++s) dscore[s] = weight[s] * (dscore[s] - inner) * heads.scale;
     }
-    sgemm(kByRows, kTurned, kAsItIs, columns, head.H, tile.rows(), 1, weights.data(), columns, dy + from, step, 1,
-          dv + tile.key * step, step);
-    sgemm(kByRows, kTurned, kAsItIs, columns, head.H, tile.rows(), 1, dscores.data(), columns, head.q + from, step, 1,
-          dk + tile.key * step, step);
-    sgemm(kByRows, kAsItIs, kAsItIs, tile.rows(), head.H, columns, 1, dscores.data(), columns, head.k + keys,
-          head.k_step, 0, dq + from, step);
+    auto add_by_queries = [&](const std::vector<float>& left, const float* right, float* to) {
+      sgemm(kByRows, kTurned, kAsItIs, columns, heads.size, rows, 1, left.data(), columns, right + from, step, 1,
+            to + tile.key * to_step, to_step);
+    };
+    add_by_queries(weights, dy, dv);
+    add_by_queries(dscores, heads.q, dk);
+    sgemm(kByRows, kAsItIs, kAsItIs, rows, heads.size, columns, 1, dscores.data(), columns,
+          heads.k + tile.key * heads.k_step, heads.k_step, 0, dq + from, step);
   }
 }
 
-// Head `at` of all sequences' [B, N].
-Head head_at(int64_t at, Array q, Array k, Array v, Mask mask, float scale) {
-  auto dims = q.dimensions(), of_keys = k.dimensions();
-  int64_t T = dims[1], N = dims[2], H = dims[3], S = of_keys[1], K = of_keys[2], b = at / N, n = at % N;
-  int64_t key = (b * S * K + n / (N / K)) * H, masked = mask.dimensions()[0] > 1 ? b : 0;
-  return {q.typed_data() + (b * T * N + n) * H,
-          k.typed_data() + key,
-          v.typed_data() + key,
-          mask.typed_data() + masked * T * S,
-          T,
-          S,
-          H,
-          N * H,
-          K * H,
-          scale};
-}
+// How the heads of q [B, T, N, H] and k [B, S, K, H] are taken: one by one, or all that share the only head of keys,
+// whose rows lie one behind the other, where sequences are enough for all threads.
+struct Shape {
+  int64_t B, T, N, H, S, K, together;
 
-// q [B, T, N, H], k and v [B, S, K, H], mask [B or 1, T, S]: y [B, T, N, H] and log_z [B, N, T].
+  Shape(const ffi::ThreadPool& pool, Array q, Array k) {
+    auto of_q = q.dimensions(), of_k = k.dimensions();
+    B = of_q[0], T = of_q[1], N = of_q[2], H = of_q[3], S = of_k[1], K = of_k[2];
+    bool fits = S * N * kFewestTogether <= kScoresTogether;
+    together = K == 1 && fits && B >= 2 * threads_of(pool) ? N : 1;
+  }
+  int64_t parts() const { return B * N / together; }
+  int64_t sequence(int64_t part) const { return part * together / N; }
+  int64_t head(int64_t part) const { return part * together % N; }
+  int64_t row_step() const { return together > 1 ? 1 : N; }
+  // Where the part's first row lies in [B, T, N].
+  int64_t row(int64_t part) const { return sequence(part) * T * N + head(part); }
+
+  Heads heads(int64_t part, Array q, Array k, Array v, Mask mask, float scale) const {
+    int64_t key = (sequence(part) * S * K + head(part) / (N / K)) * H;
+    int64_t masked = mask.dimensions()[0] > 1 ? sequence(part) : 0;
+    return {q.typed_data() + row(part) * H,
+            k.typed_data() + key,
+            v.typed_data() + key,
+            mask.typed_data() + masked * T * S,
+            together,
+            T,
+            S,
+            H,
+            row_step() * H,
+            K * H,
+            scale};
+  }
+};
+
+// q [B, T, N, H], k and v [B, S, K, H], mask [B or 1, T, S]: y [B, T, N, H] and log_z [B, T, N].
 ffi::Future attend(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Result y, Result log_z, float scale) {
-  auto dims = q.dimensions();
-  int64_t T = dims[1], N = dims[2], H = dims[3];
+  Shape shape(pool, q, k);
   float *to = y->typed_data(), *sums = log_z->typed_data();
-  return in_parts(pool, dims[0] * N, [=](int64_t at) {
-    forward(head_at(at, q, k, v, mask, scale), to + (at / N * T * N + at % N) * H, sums + at * T);
+  return in_parts(pool, shape.parts(), [=](int64_t part) {
+    int64_t row = shape.row(part);
+    forward(shape.heads(part, q, k, v, mask, scale), to + row * shape.H, sums + row, shape.row_step());
   });
 }
 
 // Gradients of q, and of k and v through each head, [B, S, N, H], which those that share them have still to add.
 ffi::Future attend_gradient(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Array y, Array log_z, Array dy,
                             Result dq, Result dk, Result dv, float scale) {
-  auto dims = q.dimensions();
-  int64_t T = dims[1], N = dims[2], H = dims[3], S = k.dimensions()[1];
+  Shape shape(pool, q, k);
   const float *ended = y.typed_data(), *sums = log_z.typed_data(), *gradient = dy.typed_data();
   float *to_q = dq->typed_data(), *to_k = dk->typed_data(), *to_v = dv->typed_data();
-  return in_parts(pool, dims[0] * N, [=](int64_t at) {
-    int64_t query = (at / N * T * N + at % N) * H, key = (at / N * S * N + at % N) * H;
-    backward(head_at(at, q, k, v, mask, scale), ended + query, sums + at * T, gradient + query, to_q + query,
-             to_k + key, to_v + key);
+  return in_parts(pool, shape.parts(), [=](int64_t part) {
+    int64_t row = shape.row(part), H = shape.H, N = shape.N, of_keys = (shape.sequence(part) * shape.S * N + shape.head(part)) * H;
+    backward(shape.heads(part, q, k, v, mask, scale),
+             {ended + row * H, sums + row, gradient + row * H, shape.row_step(), to_q + row * H, to_k + of_keys,
+              to_v + of_keys, N * H});
+    // Heads taken together have added already what the first of them has here.
+    for (int64_t s = 0; s < (shape.together > 1 ? shape.S : 0); ++s) {
+      std::memset(to_k + of_keys + (s * N + 1) * H, 0, (N - 1) * H * sizeof(float));
+      std::memset(to_v + of_keys + (s * N + 1) * H, 0, (N - 1) * H * sizeof(float));
+    }
   });
 }
 

@@ -25,11 +25,11 @@ _Kept = tuple[Array, Array, Array, Array, Array, Array]
 
 def _forward(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array, scale: float) -> tuple[Array, _Kept]:
     B, T, N, _ = q_BTNH.shape
-    outs = _like(q_BTNH), jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    outs = _like(q_BTNH), jax.ShapeDtypeStruct((B, T, N), jnp.float32)
     call = jax.ffi.ffi_call("pathways_attend", outs)
-    y_BTNH, log_z_BNT = call(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=np.float32(scale))
+    y_BTNH, log_z_BTN = call(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=np.float32(scale))
     y_BTNH = _laid(y_BTNH, q_BTNH)
-    return y_BTNH, (q_BTNH, k_BSKH, v_BSKH, mask_BTS, y_BTNH, log_z_BNT)
+    return y_BTNH, (q_BTNH, k_BSKH, v_BSKH, mask_BTS, y_BTNH, log_z_BTN)
 
 
 def _backward(scale: float, kept: _Kept, dy_BTNH: Array) -> tuple[Array, Array, Array, None]:
