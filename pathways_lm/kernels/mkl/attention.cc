@@ -19,7 +19,7 @@ constexpr int64_t kScoresTogether = int64_t{1} << 17;  // 512 KiB; the backward 
 // Heads of one sequence with the same keys and values, one or all. The rows of their queries lie query by query.
 struct Heads {
   const float *q, *k, *v;  // Rows of `size` numbers, q_step and k_step apart.
-  const bool* mask;        // [queries, keys]
+  const uint8_t* mask;        // [queries, keys]
   int64_t count, queries, keys, size, q_step, k_step;
   float scale;
 
@@ -27,7 +27,7 @@ struct Heads {
     int64_t fit = kScoresTogether / std::max<int64_t>(keys * count, 1) / kFewestTogether * kFewestTogether;
     return std::clamp(fit, kFewestTogether, kQueriesTogether);
   }
-  const bool* seen_by(int64_t row) const { return mask + row / count * keys; }
+  const uint8_t* seen_by(int64_t row) const { return mask + row / count * keys; }
   bool sees_nothing(int64_t row) const { return std::memchr(seen_by(row), 1, keys) == nullptr; }
 };
 
@@ -42,8 +42,8 @@ Tile tile_of(const Heads& heads, int64_t query) {
   int64_t end = std::min(query + heads.queries_together(), heads.queries);
   Tile tile{query * heads.count, end * heads.count, heads.keys, 0};
   for (; query < end; ++query) {
-    const bool* seen = heads.mask + query * heads.keys;
-    auto from = static_cast<const bool*>(std::memchr(seen, 1, heads.keys));
+    const uint8_t* seen = heads.mask + query * heads.keys;
+    auto from = static_cast<const uint8_t*>(std::memchr(seen, 1, heads.keys));
     if (from == nullptr) return {tile.first, tile.end, 0, heads.keys};  // All are as far from it as any.
     tile.key = std::min<int64_t>(tile.key, from - seen);
     int64_t last = heads.keys - 1;
@@ -59,34 +59,52 @@ void by_keys(const Heads& heads, const Tile& tile, float factor, const float* x,
         heads.q_step, k + tile.key * heads.k_step, heads.k_step, 0, y, tile.columns());
 }
 
-// exp(score - shift) where it is seen, else 0, in place of a row's scores; all 1 where it sees nothing.
-// What is not a number stays so.
-void exponentials(const Heads& heads, const Tile& tile, int64_t row, float shift, float* scores) {
-  const bool* seen = heads.seen_by(row) + tile.key;
+// A row's scores less a shift, where exp makes normal numbers of them: those that are not take MKL a hundred times as
+// long. What is not a number stays so.
+void shift_by(float shift, float* scores, int64_t columns) {
+  constexpr float kLeast = -87;
+#pragma omp simd
+  for (int64_t s = 0; s < columns; ++s) {
+    float x = scores[s] - shift;
+    x = x > 0 ? 0 : x;  // Only of keys that are not seen, but for rounding.
+    scores[s] = x < kLeast ? kLeast : x;
+  }
+}
+
+// 0 for what a row does not see; all 1 where it sees nothing.
+void mask_out(const Heads& heads, const Tile& tile, int64_t row, float* exponentials) {
+  const uint8_t* seen = heads.seen_by(row) + tile.key;
   int64_t columns = tile.columns();
   if (heads.sees_nothing(row)) {
-    std::fill(scores, scores + columns, 1.0f);
+    std::fill(exponentials, exponentials + columns, 1.0f);
     return;
   }
 #pragma omp simd
   for (int64_t s = 0; s < columns; ++s) {
-    float x = scores[s] - shift;
-    scores[s] = x > 0 ? 0 : x;  // Only of keys that are not seen, but for rounding.
+    float x = exponentials[s];
+    exponentials[s] = seen[s] ? x : 0.0f;
   }
-  exp_of(columns, scores, scores, kWithinFourUlp);
-#pragma omp simd
-  for (int64_t s = 0; s < columns; ++s) scores[s] = seen[s] ? scores[s] : 0.0f;
 }
 
 float largest_seen(const Heads& heads, const Tile& tile, int64_t row, const float* scores) {
-  const bool* seen = heads.seen_by(row) + tile.key;
-  float largest = -INFINITY;
-#pragma omp simd reduction(max : largest)
-  for (int64_t s = 0; s < tile.columns(); ++s) {
-    float x = seen[s] ? scores[s] : -INFINITY;
-    largest = x > largest ? x : largest;
+  const uint8_t* seen = heads.seen_by(row) + tile.key;
+  // Lane by lane: compilers do not reorder comparisons of what may not be a number.
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, -INFINITY);
+  int64_t whole = tile.columns() / kLanes * kLanes;
+  for (int64_t s = 0; s < whole; s += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      float x = scores[s + lane], y = seen[s + lane] ? x : -INFINITY;
+      lanes[lane] = y > lanes[lane] ? y : lanes[lane];
+    }
   }
-  return std::isinf(largest) ? 0 : largest;
+  for (int64_t s = whole; s < tile.columns(); ++s) {
+    if (seen[s] && scores[s] > lanes[0]) lanes[0] = scores[s];
+  }
+  float largest = *std::max_element(lanes, lanes + kLanes);
+  return std::isinf(largest) ? 0 : largest;  // Where nothing is seen.
 }
 
 float sum_of(const float* x, int64_t count) {
@@ -118,10 +136,15 @@ void forward(const Heads& heads, float* y, float* log_z, int64_t log_step) {
     by_keys(heads, tile, heads.scale, heads.q, heads.k, scores.data());
     for (int64_t row = tile.first; row < tile.end; ++row) {
       float* own = scores.data() + (row - tile.first) * columns;
-      float shift = heads.sees_nothing(row) ? 0 : largest_seen(heads, tile, row, own);
-      exponentials(heads, tile, row, shift, own);
+      log_z[row * log_step] = largest_seen(heads, tile, row, own);
+      shift_by(log_z[row * log_step], own, columns);
+    }
+    exp_of(tile.rows() * columns, scores.data(), scores.data(), kWithinFourUlp);
+    for (int64_t row = tile.first; row < tile.end; ++row) {
+      float* own = scores.data() + (row - tile.first) * columns;
+      mask_out(heads, tile, row, own);
       float sum = sum_of(own, columns);
-      log_z[row * log_step] = shift + std::log(sum);
+      log_z[row * log_step] += std::log(sum);
       times(1 / sum, own, columns);
     }
     sgemm(kByRows, kAsItIs, kAsItIs, tile.rows(), heads.size, columns, 1, scores.data(), columns,
@@ -154,12 +177,15 @@ void backward(const Heads& heads, const Gradients& gradients) {
     by_keys(heads, tile, heads.scale, heads.q, heads.k, weights.data());
     by_keys(heads, tile, 1, dy, heads.v, dscores.data());
     for (int64_t row = tile.first; row < tile.end; ++row) {
+      shift_by(log_z[row * log_step], weights.data() + (row - tile.first) * columns, columns);
+    }
+    exp_of(rows * columns, weights.data(), weights.data(), kWithinFourUlp);
+    for (int64_t row = tile.first; row < tile.end; ++row) {
       float* weight = weights.data() + (row - tile.first) * columns;
       float* dscore = dscores.data() + (row - tile.first) * columns;
-      float own_log_z = log_z[row * log_step];
-      exponentials(heads, tile, row, own_log_z, weight);
+      mask_out(heads, tile, row, weight);
       if (heads.sees_nothing(row)) {
-        times(std::exp(-own_log_z), weight, columns);
+        times(std::exp(-log_z[row * log_step]), weight, columns);
         std::fill(dscore, dscore + columns, 0.0f);  // Its scores are the same whatever it asks.
         continue;
       }
@@ -202,7 +228,7 @@ struct Shape {
     return {q.typed_data() + row(part) * H,
             k.typed_data() + key,
             v.typed_data() + key,
-            mask.typed_data() + masked * T * S,
+            reinterpret_cast<const uint8_t*>(mask.typed_data()) + masked * T * S,
             together,
             T,
             S,

@@ -21,7 +21,7 @@ from jax import Array
 _HERE = Path(__file__).parent
 _SOURCES = (_HERE / "products.cc", _HERE / "attention.cc")
 # AVX-512 as all processors have it that pass `_check_processor`; loops are cut for it where they say so themselves.
-_FLAGS = ("-O3", "-march=x86-64-v4", "-fopenmp-simd", "-std=c++17", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=x86-64-v4", "-fopenmp-simd", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 _PROCESSOR = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _HANDLERS = (
     "pathways_product",
