@@ -1,6 +1,6 @@
 """Optimizers as optax transformations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,46 @@ from pathways_lm.train.optimizers.treatment import Treatment, treatments
 from pathways_lm.train.schedule import Schedule
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule, model: Model) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, schedule: Schedule, model: Model) -> optax.GradientTransformationExtraArgs:
     """Global-norm clip, then the optimizer the config names, learning rate included.
+
+    `update` takes besides what `_clip` says.
 
     Raises ConfigError where `rates` or `undecayed` name parameters that the model does not have.
     """
     treated = treatments(config, model)
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     if config.name == "adafactor":
         moved = adafactor(config, schedule, treated)
     else:
         shrinks = jax.tree.map(lambda how: how.shrinks, treated)
         decay = optax.add_decayed_weights(config.weight_decay, mask=shrinks)
         moved = optax.chain(_direction(config, treated), decay, _by_rate(schedule, treated))
-    return optax.chain(clip, rounded(moved) if config.moments == "bfloat16" else moved)
+    return optax.chain(_clip(config.clip_norm), rounded(moved) if config.moments == "bfloat16" else moved)
+
+
+def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Gradients from sums, so that their norm is at most `limit`; 0 is none (arXiv:1211.5063, algorithm 1).
+
+    `update` takes a `divisor` of the sums, 1 if none is given, and the `norm` of what comes out, if it is known: so one
+    factor does it all, and nothing is read twice.
+    """
+
+    def update(
+        sums: Params,
+        state: optax.EmptyState,
+        params: Params | None = None,
+        *,
+        divisor: Array | float = 1.0,
+        norm: Array | None = None,
+        **_: Any,
+    ) -> tuple[Params, optax.EmptyState]:
+        factor = 1 / divisor
+        if limit:
+            norm = optax.global_norm(sums) * factor if norm is None else norm
+            factor = factor * jnp.minimum(1.0, limit / norm)
+        return jax.tree.map(lambda g: factor * g, sums), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _direction(config: OptimizerConfig, treated: Params) -> optax.GradientTransformation:

@@ -144,7 +144,9 @@ def _settle(grad: Array, param: Array) -> Array:
     return reshard(grad, param.sharding if isinstance(param, jax.ShapeDtypeStruct) else jax.typeof(param).sharding)
 
 
-def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: TrainConfig) -> Step:
+def make_step(
+    model: Model, optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule, config: TrainConfig
+) -> Step:
     """The update as a pure function of the state and a batch. One that is not finite changes no parameter."""
     policy = POLICIES[config.precision]
 
@@ -154,15 +156,13 @@ def make_step(model: Model, optimizer: optax.GradientTransformation, schedule: S
         scale = state.guard.scale / batch.targets.size if policy.scaled else 1.0
         with jax.named_scope("gradients"):
             grads, sums = gradient_sums(model, config, state.params, batch, key, scale)
-        # Squares are of sums, so that only the optimizer need divide all numbers.
         divisor = sums.tokens * scale
         gradient_squares = {name: square / divisor**2 for name, square in squares(model, grads).items()}
         grad_norm = total(gradient_squares)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nll)
 
         def update(old: tuple[Params, Any]) -> tuple[Params, Any]:
-            means = jax.tree.map(lambda g: g / divisor, grads)
-            updates, moments = optimizer.update(means, old[1], as_fp32(old[0]))
+            updates, moments = optimizer.update(grads, old[1], as_fp32(old[0]), divisor=divisor, norm=grad_norm)
             return apply(old[0], updates, key), moments
 
         with jax.named_scope("optimizer"):
@@ -220,7 +220,7 @@ def routing_metrics(config: MoEConfig, routing: RouterSums) -> Metrics:
 def compile_step(
     step: Step,
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     example: Batch,
     options: dict[str, Any] | None = None,
 ) -> Any:

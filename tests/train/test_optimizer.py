@@ -4,6 +4,8 @@ In fp32 all agree to 1e-6 of an array's largest number, half of which is the rou
 shows that nothing else is in it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import optax
 import pytest
 
 from pathways_lm.config import MoEConfig, OptimizerConfig
+from pathways_lm.train import optimizer as optimizer_module
 from pathways_lm.train.optimizer import make_optimizer
 from pathways_lm.train.schedule import make_schedule
 
@@ -266,3 +269,21 @@ def test_muon_is_orthogonal(make, draw):
             for layer in update:
                 values = np.linalg.svd(matrix(path, layer), compute_uv=False)
                 assert 0.6 < values.min() / (0.2 * np.sqrt(48)) < values.max() / (0.2 * np.sqrt(48)) < 1.3, path
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])
+def test_sums_are_clipped_as_optax_clips_their_means(limit):
+    sums = {"a": jnp.array([3.0, -4.0, 12.0]), "b": jnp.ones((2, 3))}
+    means = jax.tree.map(lambda g: g / 7, sums)
+    norm = optax.global_norm(means)
+    clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
+    wanted = clip.update(means, clip.init(means))[0]
+    ours = optimizer_module._clip(limit)
+    for known in ({}, {"norm": norm}):
+        found, _ = ours.update(sums, ours.init(sums), divisor=jnp.float32(7), **known)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, wanted)
+
+
+def test_no_gradient_is_clipped_to_none():
+    ours, zeros = optimizer_module._clip(1.0), {"a": jnp.zeros(3)}
+    np.testing.assert_array_equal(ours.update(zeros, ours.init(zeros), divisor=2.0)[0]["a"], 0)
