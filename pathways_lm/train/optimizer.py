@@ -51,7 +51,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[Params, optax.EmptyState]:
         factor = 1 / divisor
         if limit:
-            norm = optax.global_norm(sums) * factor if norm is None else norm
+            norm = optax.tree.norm(sums) * factor if norm is None else norm
             factor = factor * jnp.minimum(1.0, limit / norm)
         return jax.tree.map(lambda g: factor * g, sums), state
 

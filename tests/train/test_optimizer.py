@@ -275,7 +275,7 @@ def test_muon_is_orthogonal(make, draw):
 def test_sums_are_clipped_as_optax_clips_their_means(limit):
     sums = {"a": jnp.array([3.0, -4.0, 12.0]), "b": jnp.ones((2, 3))}
     means = jax.tree.map(lambda g: g / 7, sums)
-    norm = optax.global_norm(means)
+    norm = optax.tree.norm(means)
     clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
     wanted = clip.update(means, clip.init(means))[0]
     ours = optimizer_module._clip(limit)
