@@ -135,6 +135,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 MODELS = [
     ["palm/tiny", "train.precision=fp32"],
     ["palm/tiny", "train.precision=bf16"],
+    ["palm/tiny", "train.precision=fp32", "model.unroll=1", "model.remat=block", "train.microbatches=2"],
     ["megatron/gpt2_tiny", "train.precision=fp32"],
     ["megatron/bert_tiny", "train.precision=fp32"],
     ["t5/v1_1_tiny", "train.precision=fp32"],

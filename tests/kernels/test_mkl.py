@@ -1,7 +1,9 @@
 """MKL on CPUs: products, ragged products and attention, beside numpy and plain JAX."""
 
+import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -114,13 +116,49 @@ def test_other_types_are_left_to_xla(loaded):
     assert "pathways_product" not in text
 
 
-def test_same_bits_every_time(loaded):
-    """However threads share the work."""
-    left, right = draw(700, 512), draw(512, 384)
-    multiply = jax.jit(lambda a, b: products.product(a, b, False, False))
-    first = np.asarray(multiply(left, right))
-    for _ in range(20):
-        np.testing.assert_array_equal(multiply(left, right), first)
+SUMS = """
+import hashlib, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from pathways_lm.kernels.mkl import library, products
+from pathways_lm.kernels.mkl.attention import attend
+
+# As many threads as devices, and one at least for each core.
+jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
+library.load(Path(sys.argv[1]))
+assert library._loaded
+random = np.random.default_rng(0)
+draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
+
+def results(left, right, kernels, q, k, v, mask):
+    y, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask, 0.3), q, k, v)
+    sizes = jnp.array([100, 0, 300, 200])
+    made = products.product(left, right, False, False), products.product(left, left, True, False)
+    ragged = products.ragged(left, kernels, sizes), products.ragged_gradient(left, left, sizes)
+    return *made, *ragged, y, *back(jnp.ones_like(y))
+
+run = jax.jit(results)
+mask = np.tril(np.ones((1, 90, 90), bool))
+for rows in (2, 8):
+    heads = draw(rows, 90, 6, 16), draw(rows, 90, 1, 16), draw(rows, 90, 1, 16)
+    drawn = draw(700, 512), draw(512, 384), draw(4, 512, 64), *heads
+    made = [hashlib.sha256(b"".join(np.asarray(each).tobytes() for each in run(*drawn, mask))) for _ in range(20)]
+    print(rows, {each.hexdigest() for each in made})
+"""
+
+
+def test_same_bits_however_threads_share_the_work(folder, loaded):
+    def told(devices: int) -> str:
+        command = [sys.executable, "-c", SUMS, str(folder), str(devices)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    few = told(1)
+    assert few.count(",") == 0 and len(few.splitlines()) == 2
+    assert told(12) == few
 
 
 # --- rows sorted by expert

@@ -14,6 +14,7 @@ using Mask = ffi::Buffer<ffi::PRED>;
 
 constexpr int64_t kQueriesTogether = 64;  // Few, so that what no query of them sees is left out; many, for products.
 constexpr int64_t kFewestTogether = 16;
+constexpr int64_t kSequences = 8;
 constexpr int64_t kScoresTogether = int64_t{1} << 17;  // 512 KiB; the backward pass has twice as many.
 
 // Heads of one sequence with the same keys and values, one or all. The rows of their queries lie query by query.
@@ -205,15 +206,16 @@ void backward(const Heads& heads, const Gradients& gradients) {
 }
 
 // How the heads of q [B, T, N, H] and k [B, S, K, H] are taken: one by one, or all that share the only head of keys,
-// whose rows lie one behind the other, where sequences are enough for all threads.
+// whose rows lie one behind the other, where there are sequences enough to work on. What does not depend on threads
+// makes the same sums on every machine.
 struct Shape {
   int64_t B, T, N, H, S, K, together;
 
-  Shape(const ffi::ThreadPool& pool, Array q, Array k) {
+  Shape(Array q, Array k) {
     auto of_q = q.dimensions(), of_k = k.dimensions();
     B = of_q[0], T = of_q[1], N = of_q[2], H = of_q[3], S = of_k[1], K = of_k[2];
     bool fits = S * N * kFewestTogether <= kScoresTogether;
-    together = K == 1 && fits && B >= 2 * threads_of(pool) ? N : 1;
+    together = K == 1 && fits && B >= kSequences ? N : 1;
   }
   int64_t parts() const { return B * N / together; }
   int64_t sequence(int64_t part) const { return part * together / N; }
@@ -241,7 +243,7 @@ struct Shape {
 
 // q [B, T, N, H], k and v [B, S, K, H], mask [B or 1, T, S]: y [B, T, N, H] and log_z [B, T, N].
 ffi::Future attend(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Result y, Result log_z, float scale) {
-  Shape shape(pool, q, k);
+  Shape shape(q, k);
   float *to = y->typed_data(), *sums = log_z->typed_data();
   return in_parts(pool, shape.parts(), [=](int64_t part) {
     int64_t row = shape.row(part);
@@ -252,7 +254,7 @@ ffi::Future attend(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, R
 // Gradients of q, and of k and v through each head, [B, S, N, H], which those that share them have still to add.
 ffi::Future attend_gradient(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Array y, Array log_z, Array dy,
                             Result dq, Result dk, Result dv, float scale) {
-  Shape shape(pool, q, k);
+  Shape shape(q, k);
   const float *ended = y.typed_data(), *sums = log_z.typed_data(), *gradient = dy.typed_data();
   float *to_q = dq->typed_data(), *to_k = dk->typed_data(), *to_v = dv->typed_data();
   return in_parts(pool, shape.parts(), [=](int64_t part) {

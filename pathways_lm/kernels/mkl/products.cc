@@ -17,10 +17,7 @@ namespace {
 
 using Sizes = ffi::Buffer<ffi::S32>;
 
-// More parts than threads, so that none waits long for another that came late from other work.
-constexpr int64_t kPartsPerThread = 2;
-constexpr int64_t kRowsTogether = 16;           // Parts begin where MKL's tiles and cache lines do.
-constexpr int64_t kWorthAPart = int64_t{1} << 20;  // Multiplications, about ten microseconds.
+constexpr int64_t kRowsTogether = 16;  // Parts begin where MKL's tiles and cache lines do.
 
 // Some rows and columns of a product of matrices [rows, summed] and [summed, columns] that lie as they are or turned.
 struct Matrices {
@@ -39,10 +36,14 @@ struct Matrices {
   }
 };
 
-// Into how many lines each part of `all` goes, at `least` so many parts if that is worth it.
-int64_t cut(int64_t all, int64_t least, int64_t work) {
-  int64_t parts = std::clamp<int64_t>(work / kWorthAPart, 1, std::max<int64_t>(least, 1));
-  return divided_up(divided_up(all, parts), kRowsTogether) * kRowsTogether;
+// Into how many lines each part of `all` goes. What is to be multiplied decides alone: MKL adds in another order where
+// there are fewer lines, and results must not depend on how many threads there are.
+int64_t cut(int64_t all, int64_t multiplications, int64_t matrices) {
+  constexpr int64_t kLeast = int64_t{1} << 26, kMost = int64_t{1} << 30;  // A third of a millisecond, and sixteen thirds.
+  int64_t work = multiplications * matrices;
+  int64_t parts = std::max(std::clamp<int64_t>(work / kLeast, 1, 8), work / kMost);
+  int64_t lines = divided_up(std::max<int64_t>(all, 1), divided_up(parts, std::max<int64_t>(matrices, 1)));
+  return divided_up(lines, kRowsTogether) * kRowsTogether;
 }
 
 // [..., rows, summed] times [..., summed, columns], both perhaps turned: [..., rows, columns].
@@ -56,8 +57,7 @@ ffi::Future product(ffi::ThreadPool pool, Array left, Array right, Result y, boo
   if (batch * rows * columns == 0) batch = 0;
   bool by_rows = rows >= columns;
   int64_t lines = by_rows ? rows : columns;
-  int64_t wanted = divided_up(threads_of(pool) * kPartsPerThread, std::max<int64_t>(batch, 1));
-  int64_t size = cut(std::max<int64_t>(lines, 1), wanted, rows * summed * columns), each = divided_up(lines, size);
+  int64_t size = cut(lines, rows * summed * columns, batch), each = divided_up(lines, size);
   // A count of none would leave a promise that nobody keeps.
   return in_parts(pool, std::max<int64_t>(batch * each, 1), [=](int64_t at) {
     if (batch == 0) return;
@@ -87,7 +87,7 @@ ffi::Future ragged(ffi::ThreadPool pool, Array left, Array kernels, Sizes sizes,
   int64_t rows = y->dimensions()[0], columns = y->dimensions()[1], summed = left.dimensions()[1];
   int64_t experts = sizes.element_count();
   auto firsts = firsts_of(sizes, rows);
-  int64_t size = cut(std::max<int64_t>(rows, 1), threads_of(pool) * kPartsPerThread, rows * summed * columns);
+  int64_t size = cut(rows, rows * summed * columns, 1);
   auto parts = std::make_shared<std::vector<std::pair<int64_t, int64_t>>>();  // expert, and first row
   for (int64_t expert = 0; expert < experts; ++expert) {
     for (int64_t row = firsts[expert]; row < firsts[expert + 1]; row += size) parts->emplace_back(expert, row);
@@ -112,8 +112,8 @@ ffi::Future ragged_gradient(ffi::ThreadPool pool, Array left, Array dy, Sizes si
   int64_t rows = left.dimensions()[0], summed = left.dimensions()[1], columns = dy.dimensions()[1];
   int64_t experts = sizes.element_count();
   auto firsts = firsts_of(sizes, rows);
-  int64_t wanted = divided_up(threads_of(pool) * kPartsPerThread, std::max<int64_t>(experts, 1));
-  int64_t size = cut(summed, wanted, rows * summed * columns), each = divided_up(summed, size);
+  int64_t size = cut(summed, rows / std::max<int64_t>(experts, 1) * summed * columns, experts);
+  int64_t each = divided_up(summed, size);
   const float *x = left.typed_data(), *gradient = dy.typed_data();
   float* y = dkernels->typed_data();
   return in_parts(pool, std::max<int64_t>(experts * each, 1), [=](int64_t at) {
