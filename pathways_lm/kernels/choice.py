@@ -1,6 +1,7 @@
 """Which attention a step uses: by platform, shapes and what is asked of it.
 
-plain     scores of all queries by all keys lie in memory, and for the backward pass stay there
+plain     scores of all queries by all keys lie in memory, and for the backward pass stay there; those of a tile
+          where MKL attends (`kernels.mkl`), which is not another choice as it takes the same masks
 blocked   `layers.ring`: a running softmax takes keys in by tiles; forward and backward never hold length x length
 splash    the same as one kernel of a TPU (`kernels.splash`)
 cudnn     the same as one kernel of an NVIDIA GPU (`kernels.cudnn`)

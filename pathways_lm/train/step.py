@@ -147,7 +147,11 @@ def _settle(grad: Array, param: Array) -> Array:
 def make_step(
     model: Model, optimizer: optax.GradientTransformationExtraArgs, schedule: Schedule, config: TrainConfig
 ) -> Step:
-    """The update as a pure function of the state and a batch. One that is not finite changes no parameter."""
+    """The update as a pure function of the state and a batch. One that is not finite changes no parameter.
+
+    Args:
+      optimizer: of `make_optimizer`: it is given sums of gradients, their divisor, and the norm of what comes out.
+    """
     policy = POLICIES[config.precision]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -64,11 +64,22 @@ def test_products(loaded, left_turned, right_turned, shape, batch):
     np.testing.assert_allclose(y, left.astype(np.float64) @ right, atol=2e-5 * np.sqrt(summed))
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
+@pytest.mark.parametrize("shape", [(2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 3, 4, 5)])
 def test_products_of_nothing(loaded, shape):
-    rows, summed, columns = shape
-    y = jax.jit(lambda a, b: products.product(a, b, False, False))(draw(rows, summed), draw(summed, columns))
+    batch, rows, summed, columns = shape
+    left, right = draw(batch, rows, summed), draw(batch, summed, columns)
+    y = jax.jit(lambda a, b: products.product(a, b, False, False))(left, right)
+    np.testing.assert_array_equal(y, np.zeros((batch, rows, columns)))
+
+
+@pytest.mark.parametrize(("rows", "summed", "columns"), [(0, 4, 5), (6, 0, 5), (6, 4, 0)])
+def test_ragged_products_of_nothing(loaded, rows, summed, columns):
+    sizes = jnp.array([rows, 0])
+    y = jax.jit(products.ragged)(draw(rows, summed), draw(2, summed, columns), sizes)
     np.testing.assert_array_equal(y, np.zeros((rows, columns)))
+    dkernels = jax.jit(products.ragged_gradient)(draw(rows, summed), draw(rows, columns), sizes)
+    assert dkernels.shape == (2, summed, columns)
+    assert rows or not np.any(dkernels)
 
 
 def test_products_mapped_over_one_operand(loaded):
@@ -287,6 +298,22 @@ def test_attention_of_any_mask(folder, B, T, S, K, seed):
     np.testing.assert_allclose(attend(q, k, v, mask, 0.5), plainly(q, k, v, mask, 0.5)[0], atol=3e-5)
 
 
+def test_attention_of_no_sequence(loaded):
+    assert attend(draw(0, 3, 2, 4), draw(0, 3, 2, 4), draw(0, 3, 2, 4), everything(0, 3, 3), 1.0).shape == (0, 3, 2, 4)
+
+
+def test_one_row_of_a_mask_for_all_queries(loaded):
+    """As where no query looks ahead or into another document."""
+    q, k, v = draw(2, 70, 2, 8), draw(2, 70, 2, 8), draw(2, 70, 2, 8)
+    mask = random.random((2, 1, 70)) < 0.5
+    np.testing.assert_allclose(attend(q, k, v, mask, 1.0), plainly(q, k, v, mask, 1.0)[0], atol=3e-5)
+
+
+def test_scores_beyond_all_numbers_show(loaded):
+    q, k = np.full((1, 3, 1, 2), 3e38, np.float32), np.full((1, 3, 1, 2), 1e3, np.float32)
+    assert np.isnan(attend(q, k, draw(1, 3, 1, 2), everything(1, 3, 3), 1.0)).all()
+
+
 def test_large_scores_do_not_overflow(loaded):
     q, k, v = draw(1, 70, 2, 8) * 1e3, draw(1, 70, 2, 8) * 1e3, draw(1, 70, 2, 8)
     y = attend(q, k, v, causal(1, 70, 70), 1.0)
@@ -371,5 +398,9 @@ def test_without_it_xla_multiplies(folder, monkeypatch):
     monkeypatch.setattr(library.shutil, "which", lambda name: "c++" if name == "c++" else None)
     failed = subprocess.CompletedProcess([], 1, "", "a\nproducts.cc:1: error: no such thing\nb")
     monkeypatch.setattr(library.subprocess, "run", lambda *a, **k: failed)
-    assert "do not compile: products.cc:1: error: no such thing" in library.load(empty)
+    assert library.load(empty).endswith("ended with 1: products.cc:1: error: no such thing)")
     assert list(empty.iterdir()) == []
+    in_the_way = folder / "a file"
+    in_the_way.write_text("")
+    said = library.load(in_the_way / "compiled")
+    assert "no MKL" in said and "a file" in said

@@ -105,7 +105,7 @@ float largest_seen(const Heads& heads, const Tile& tile, int64_t row, const floa
     if (seen[s] && scores[s] > lanes[0]) lanes[0] = scores[s];
   }
   float largest = *std::max_element(lanes, lanes + kLanes);
-  return std::isinf(largest) ? 0 : largest;  // Where nothing is seen.
+  return largest == -INFINITY ? 0 : largest;  // Where nothing is seen.
 }
 
 float sum_of(const float* x, int64_t count) {
@@ -208,12 +208,24 @@ void backward(const Heads& heads, const Gradients& gradients) {
 // How the heads of q [B, T, N, H] and k [B, S, K, H] are taken: one by one, or all that share the only head of keys,
 // whose rows lie one behind the other, where there are sequences enough to work on. What does not depend on threads
 // makes the same sums on every machine.
+//
+// It has all that parts need, as XLA may take its own description of the operands back when a handler returns.
 struct Shape {
+  const float *q, *k, *v;
+  const uint8_t* mask;
   int64_t B, T, N, H, S, K, together;
+  bool one_mask;
+  float scale;
 
-  Shape(Array q, Array k) {
-    auto of_q = q.dimensions(), of_k = k.dimensions();
-    B = of_q[0], T = of_q[1], N = of_q[2], H = of_q[3], S = of_k[1], K = of_k[2];
+  Shape(Array of_q, Array of_k, Array of_v, Mask of_mask, float scale)
+      : q(of_q.typed_data()),
+        k(of_k.typed_data()),
+        v(of_v.typed_data()),
+        mask(reinterpret_cast<const uint8_t*>(of_mask.typed_data())),
+        one_mask(of_mask.dimensions()[0] == 1),
+        scale(scale) {
+    auto queries = of_q.dimensions(), keys = of_k.dimensions();
+    B = queries[0], T = queries[1], N = queries[2], H = queries[3], S = keys[1], K = keys[2];
     bool fits = S * N * kFewestTogether <= kScoresTogether;
     together = K == 1 && fits && B >= kSequences ? N : 1;
   }
@@ -224,44 +236,34 @@ struct Shape {
   // Where the part's first row lies in [B, T, N].
   int64_t row(int64_t part) const { return sequence(part) * T * N + head(part); }
 
-  Heads heads(int64_t part, Array q, Array k, Array v, Mask mask, float scale) const {
+  Heads heads(int64_t part) const {
     int64_t key = (sequence(part) * S * K + head(part) / (N / K)) * H;
-    int64_t masked = mask.dimensions()[0] > 1 ? sequence(part) : 0;
-    return {q.typed_data() + row(part) * H,
-            k.typed_data() + key,
-            v.typed_data() + key,
-            reinterpret_cast<const uint8_t*>(mask.typed_data()) + masked * T * S,
-            together,
-            T,
-            S,
-            H,
-            row_step() * H,
-            K * H,
-            scale};
+    const uint8_t* seen = mask + (one_mask ? 0 : sequence(part) * T * S);
+    return {q + row(part) * H, k + key, v + key, seen, together, T, S, H, row_step() * H, K * H, scale};
   }
 };
 
 // q [B, T, N, H], k and v [B, S, K, H], mask [B or 1, T, S]: y [B, T, N, H] and log_z [B, T, N].
 ffi::Future attend(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Result y, Result log_z, float scale) {
-  Shape shape(q, k);
+  Shape shape(q, k, v, mask, scale);
   float *to = y->typed_data(), *sums = log_z->typed_data();
   return in_parts(pool, shape.parts(), [=](int64_t part) {
     int64_t row = shape.row(part);
-    forward(shape.heads(part, q, k, v, mask, scale), to + row * shape.H, sums + row, shape.row_step());
+    forward(shape.heads(part), to + row * shape.H, sums + row, shape.row_step());
   });
 }
 
 // Gradients of q, and of k and v through each head, [B, S, N, H], which those that share them have still to add.
 ffi::Future attend_gradient(ffi::ThreadPool pool, Array q, Array k, Array v, Mask mask, Array y, Array log_z, Array dy,
                             Result dq, Result dk, Result dv, float scale) {
-  Shape shape(q, k);
+  Shape shape(q, k, v, mask, scale);
   const float *ended = y.typed_data(), *sums = log_z.typed_data(), *gradient = dy.typed_data();
   float *to_q = dq->typed_data(), *to_k = dk->typed_data(), *to_v = dv->typed_data();
   return in_parts(pool, shape.parts(), [=](int64_t part) {
-    int64_t row = shape.row(part), H = shape.H, N = shape.N, of_keys = (shape.sequence(part) * shape.S * N + shape.head(part)) * H;
-    backward(shape.heads(part, q, k, v, mask, scale),
-             {ended + row * H, sums + row, gradient + row * H, shape.row_step(), to_q + row * H, to_k + of_keys,
-              to_v + of_keys, N * H});
+    int64_t row = shape.row(part), H = shape.H, N = shape.N;
+    int64_t of_keys = (shape.sequence(part) * shape.S * N + shape.head(part)) * H;
+    backward(shape.heads(part), {ended + row * H, sums + row, gradient + row * H, shape.row_step(), to_q + row * H,
+                                 to_k + of_keys, to_v + of_keys, N * H});
     // Heads taken together have added already what the first of them has here.
     for (int64_t s = 0; s < (shape.together > 1 ? shape.S : 0); ++s) {
       std::memset(to_k + of_keys + (s * N + 1) * H, 0, (N - 1) * H * sizeof(float));

@@ -15,7 +15,8 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array, scale: 
 
     Args:
       k_BSKH, v_BSKH: each head serves N / K neighbouring ones of the queries.
-      mask_BTS: true where a query may look; `B` may be 1 for one mask for all. What sees nothing gets the mean value.
+      mask_BTS: true where a query may look; `B` may be 1 for one mask for all, and `T` for all queries. What sees
+        nothing gets the mean value.
     """
     return _forward(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale)[0]
 
@@ -25,6 +26,8 @@ _Kept = tuple[Array, Array, Array, Array, Array, Array]
 
 def _forward(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array, scale: float) -> tuple[Array, _Kept]:
     B, T, N, _ = q_BTNH.shape
+    if mask_BTS.shape[1] != T:
+        mask_BTS = jnp.broadcast_to(mask_BTS, (mask_BTS.shape[0], T, mask_BTS.shape[2]))
     outs = _like(q_BTNH), jax.ShapeDtypeStruct((B, T, N), jnp.float32)
     call = jax.ffi.ffi_call("pathways_attend", outs)
     y_BTNH, log_z_BTN = call(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=np.float32(scale))

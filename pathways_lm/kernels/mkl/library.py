@@ -30,8 +30,9 @@ _HANDLERS = (
     "pathways_attend",
     "pathways_attend_gradient",
 )
-_SEQUENTIAL = 1
-"""MKL's own name for doing what it is asked in the thread that asks; the threads are XLA's."""
+_PATIENCE = 120
+_SEQUENTIAL, _LP64 = 1, 0
+"""MKL's own names: it works in the thread that asks, as the threads are XLA's, and takes whole numbers of 32 bits."""
 _registered: list[ctypes.CDLL] = []
 """Kept loaded as long as XLA knows them."""
 _loaded: list[str] = []
@@ -43,11 +44,13 @@ class _MissingError(Exception):
 
 
 def load(folder: Path) -> str:
-    """From here on, this process multiplies by MKL where it can. Says which library it is now, and why.
+    """From here on, this process multiplies by MKL where it can, but for functions that JAX has traced already. Says
+    which library it is now, and why.
 
     Args:
       folder: where what is compiled is kept.
     """
+    _loaded.clear()
     try:
         _check_processor()
         mkl = _library()
@@ -55,7 +58,9 @@ def load(folder: Path) -> str:
             _register(mkl, _compiled(folder))
     except _MissingError as reason:
         return f"XLA's own (no MKL: {reason})"
-    _loaded[:] = [version("mkl")]
+    except OSError as error:
+        return f"XLA's own (no MKL: {error})"
+    _loaded.append(version("mkl"))
     return f"in fp32 MKL {_loaded[0]}, else XLA's own"
 
 
@@ -102,12 +107,14 @@ def _compiled(folder: Path) -> Path:
     made = Path(name)
     try:
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *map(str, _SOURCES), "-o", name]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
         if ended.returncode:
             first = next((line for line in ended.stderr.splitlines() if "error" in line), ended.stderr[:200])
-            raise _MissingError(f"its kernels do not compile: {first.strip()}")
+            raise _MissingError(f"{compiler} ended with {ended.returncode}: {first.strip()}")
         made.chmod(0o755)
         made.replace(library)
+    except subprocess.TimeoutExpired:
+        raise _MissingError(f"{compiler} took over {_PATIENCE} seconds") from None
     finally:
         made.unlink(missing_ok=True)
     return library
@@ -115,11 +122,15 @@ def _compiled(folder: Path) -> Path:
 
 def _register(mkl: Path, compiled: Path) -> None:
     try:
-        runtime, handlers = ctypes.CDLL(str(mkl)), ctypes.CDLL(str(compiled))
-    except OSError as error:
+        runtime, kernels = ctypes.CDLL(str(mkl)), ctypes.CDLL(str(compiled))
+        entries = [ctypes.cast(entry, ctypes.c_void_p) for entry in (runtime.cblas_sgemm, runtime.vmsExp)]
+        handlers = {name: jax.ffi.pycapsule(getattr(kernels, name)) for name in _HANDLERS}
+        asked = runtime.MKL_Set_Interface_Layer(_LP64), runtime.MKL_Set_Threading_Layer(_SEQUENTIAL)
+    except AttributeError as error:
         raise _MissingError(str(error)) from None
-    runtime.MKL_Set_Threading_Layer(_SEQUENTIAL)
-    handlers.pathways_use(*(ctypes.cast(entry, ctypes.c_void_p) for entry in (runtime.cblas_sgemm, runtime.vmsExp)))
-    for handler in _HANDLERS:
-        jax.ffi.register_ffi_target(handler, jax.ffi.pycapsule(getattr(handlers, handler)), platform="cpu")
-    _registered.extend((runtime, handlers))
+    if asked != (_LP64, _SEQUENTIAL):
+        raise _MissingError("this process uses it in another way already")
+    kernels.pathways_use(*entries)
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    _registered.extend((runtime, kernels))

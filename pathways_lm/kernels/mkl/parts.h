@@ -29,9 +29,14 @@ inline int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t
 
 inline int64_t divided_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
-// Does `count` parts, one at least, on all threads, this one too. It does not wait for the others: XLA has more to do.
+// Does `count` parts on all threads, this one too. It does not wait for the others: XLA has more to do.
 template <typename Part>
 ffi::Future in_parts(ffi::ThreadPool& pool, int64_t count, Part part) {
+  if (count == 0) {
+    ffi::Promise kept;
+    kept.SetAvailable();
+    return ffi::Future(kept);
+  }
   ffi::CountDownPromise missing(count);
   ffi::Future done(missing);
   auto next = std::make_shared<std::atomic<int64_t>>(0);

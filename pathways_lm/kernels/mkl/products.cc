@@ -54,13 +54,10 @@ ffi::Future product(ffi::ThreadPool pool, Array left, Array right, Result y, boo
   int64_t batch = std::accumulate(dims.begin(), dims.end() - 2, int64_t{1}, std::multiplies<int64_t>());
   Matrices all{left.typed_data(), right.typed_data(), y->typed_data(), rows, summed, columns,
                left_turned,       right_turned};
-  if (batch * rows * columns == 0) batch = 0;
   bool by_rows = rows >= columns;
   int64_t lines = by_rows ? rows : columns;
   int64_t size = cut(lines, rows * summed * columns, batch), each = divided_up(lines, size);
-  // A count of none would leave a promise that nobody keeps.
-  return in_parts(pool, std::max<int64_t>(batch * each, 1), [=](int64_t at) {
-    if (batch == 0) return;
+  return in_parts(pool, batch * each, [=](int64_t at) {
     int64_t matrix = at / each, begin = at % each * size, end = std::min(begin + size, lines);
     Matrices one = all;
     one.left += matrix * rows * summed;
@@ -116,8 +113,7 @@ ffi::Future ragged_gradient(ffi::ThreadPool pool, Array left, Array dy, Sizes si
   int64_t each = divided_up(summed, size);
   const float *x = left.typed_data(), *gradient = dy.typed_data();
   float* y = dkernels->typed_data();
-  return in_parts(pool, std::max<int64_t>(experts * each, 1), [=](int64_t at) {
-    if (experts == 0) return;
+  return in_parts(pool, columns == 0 ? 0 : experts * each, [=](int64_t at) {
     int64_t expert = at / each, line = at % each * size, end = std::min(line + size, summed);
     int64_t first = firsts[expert], own = firsts[expert + 1] - first;
     float* to = y + (expert * summed + line) * columns;
