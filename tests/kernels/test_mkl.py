@@ -392,9 +392,8 @@ def test_without_it_xla_multiplies(folder, monkeypatch):
     monkeypatch.setattr(library, "_registered", [])
     empty = folder / "empty"
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.which", lambda name: None)
-        monkeypatch.setattr(library.shutil, "which", lambda name: None)
-        assert "no C++ compiler" in (said := library.load(empty)), said
+        patch.setattr(library.shutil, "which", lambda name: None)
+        assert "no C++ compiler" in library.load(empty)
     monkeypatch.setattr(library.shutil, "which", lambda name: "c++" if name == "c++" else None)
     failed = subprocess.CompletedProcess([], 1, "", "a\nproducts.cc:1: error: no such thing\nb")
     monkeypatch.setattr(library.subprocess, "run", lambda *a, **k: failed)

@@ -36,8 +36,8 @@ struct Matrices {
   }
 };
 
-// Into how many lines each part of `all` goes. What is to be multiplied decides alone: MKL adds in another order where
-// there are fewer lines, and results must not depend on how many threads there are.
+// Into how many lines each part of `all` goes. What is to be multiplied decides alone, as results must not depend on how
+// many threads there are: in which order MKL adds what has fewer lines is not promised.
 int64_t cut(int64_t all, int64_t multiplications, int64_t matrices) {
   constexpr int64_t kLeast = int64_t{1} << 26, kMost = int64_t{1} << 30;  // A third of a millisecond, and sixteen thirds.
   int64_t work = multiplications * matrices;
